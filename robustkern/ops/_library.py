@@ -1,0 +1,95 @@
+"""How an op comes to be: its schema, its reference, its shapes, its derivative, its compiled kernels."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Formula = Callable[..., tuple[Tensor | None, ...]]
+
+LIBRARY = torch.library.Library("robustkern", "FRAGMENT")
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+
+
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    save: Callable[..., None],
+    backward: Formula,
+) -> None:
+    """Make `torch.ops.robustkern.<name>`.
+
+    The reference answers on every device that has no kernel of its own; compiled kernels register
+    themselves per device. `save(ctx, arguments, output)` keeps what `backward(ctx, *cotangents)`
+    needs; it returns one cotangent for each tensor argument, and None for each other argument.
+    """
+    name = schema.split("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"robustkern::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.robustkern, name).default
+    defaults = [argument.default_value for argument in op._schema.arguments]
+
+    def below_autograd(keyset: Any, arguments: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & _BELOW_AUTOGRAD, *arguments)
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+            output = below_autograd(keyset, arguments)
+            # The dispatcher drops trailing arguments that have their default value.
+            save(ctx, (*arguments, *defaults[len(arguments) :]), output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Any) -> Any:
+            cotangents_in = backward(ctx, *cotangents)
+            return None, *cotangents_in[: len(ctx.needs_input_grad) - 1]
+
+    # torch.library.register_autograd answers forward-mode differentiation with zeros, without a
+    # word. A Function without a jvp refuses it, so every call under forward mode goes through one.
+    def autograd(keyset: Any, *arguments: Any) -> Any:
+        recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if recorded or forward_ad._current_level >= 0:
+            return Node.apply(keyset, *arguments)  # type: ignore[no-untyped-call]
+        return below_autograd(keyset, arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def save_arguments(ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
+    """Keep all tensor arguments."""
+    ctx.save_for_backward(*[a for a in arguments if isinstance(a, Tensor)])
+
+
+def save_nothing(ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
+    """Keep nothing."""
+
+
+def load_kernels(name: str) -> bool:
+    """Load `librobustkern_<name>.so` from the package if it was built; say whether it was."""
+    path = Path(__file__).parents[1] / f"librobustkern_{name}.so"
+    if not path.exists():
+        return False
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        warnings.warn(f"robustkern runs on its reference: {path.name}: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def has_kernel(name: str, device: str) -> bool:
+    """Whether a kernel of its own serves an op on "CPU" or "CUDA", as the dispatcher sees it."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"robustkern::{name}", device)
+
+
+CPU_KERNELS = load_kernels("cpu")
+# A build without CUDA lacks the symbols that the CUDA library needs.
+CUDA_KERNELS = torch.version.cuda is not None and load_kernels("cuda")

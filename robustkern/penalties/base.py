@@ -1,0 +1,263 @@
+"""What every penalty is, and how penalties combine."""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustkern import gradients
+
+__all__ = ["Lazy", "Penalty", "Sum"]
+
+
+class Penalty(nn.Module):
+    r"""A scalar function R of input gradients; subclass it and define `value`.
+
+    `robustkern.backward(model, inputs, targets, penalty)` trains with it at the cost of a few
+    ordinary passes; called as a module it is a term of the loss.
+
+    Example:
+        A penalty of one's own, on how far the input gradients of a batch are from their mean:
+
+        >>> import torch, robustkern
+        >>> class Spread(robustkern.Penalty):
+        ...     def value(self, gradient):
+        ...         return (gradient - gradient.mean(0)).square().sum()
+        >>> model = torch.nn.Linear(4, 3)
+        >>> inputs, targets = torch.randn(8, 4), torch.arange(8) % 3
+        >>> robustkern.backward(model, inputs, targets, Spread()).penalty.shape
+        torch.Size([])
+    """
+
+    def points(self, inputs: Tensor, gradient: Tensor) -> Sequence[Tensor]:
+        r"""Further points at which the input gradient is needed.
+
+        Called once a step, without autograd.
+
+        Args:
+            inputs: (N, \*D), detached.
+            gradient: (N, \*D), the input gradient there.
+
+        Returns:
+            Points of the inputs' shape. None by default.
+        """
+        return ()
+
+    def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
+        r"""R, its weight included.
+
+        It must be differentiable, a pure function of its arguments, and may be called twice a step.
+        A gradient that it detaches is held constant, which saves a pass.
+
+        Args:
+            gradient: (N, \*D), the gradient of each sample's own loss at the inputs.
+            *shifted: the same at each of the `points`.
+
+        Returns:
+            0-dimensional.
+        """
+        raise TypeError(f"{type(self).__name__} must define value(gradient, *shifted)")
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        r"""The scalar, sample by sample, whose input gradient is meant; by default the loss.
+
+        Args:
+            outputs: what the model returned.
+            targets: the targets of the step.
+
+        Returns:
+            (N,).
+        """
+        raise TypeError(f"{type(self).__name__} has no objective but the training loss")
+
+    def has_objective(self) -> bool:
+        """Whether `objective` takes the place of the training loss."""
+        return type(self).objective is not Penalty.objective
+
+    def due(self) -> "Penalty | None":
+        """The penalty that applies to this call, or None; asked once a step, before any pass."""
+        return self
+
+    def points_key(self) -> Hashable:
+        """Terms of a sum whose keys are equal have the same points, and share them."""
+        return id(self)
+
+    def forward(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        method: str = "double_backward",
+    ) -> Tensor:
+        r"""The penalty as a term of the loss: `loss_fn(model(x), y) + penalty(model, x, y)`.
+
+        Args:
+            model: the network; its buffers stay as they are.
+            inputs: (N, \*D), floating.
+            targets: N of them, as `loss_fn` takes them.
+            loss_fn: returns the batch mean.
+            method: "double_backward" (exact, by autograd) or "first_order".
+
+        Returns:
+            R, 0-dimensional, with its gradient in the parameters.
+        """
+        return gradients.loss_term(model, inputs, targets, self, loss_fn=loss_fn, method=method)
+
+    def __add__(self, other: "Penalty") -> "Sum":
+        """The sum of two penalties."""
+        return Sum(self, other)
+
+
+class Sum(Penalty):
+    """The sum of penalties, which share the gradient at the inputs and any points they have alike.
+
+    Args:
+        *terms: penalties, at least one; sums among them are taken apart.
+
+    Raises:
+        TypeError: for a term that is no penalty.
+        ValueError: for no term, or terms with different objectives.
+    """
+
+    def __init__(self, *terms: Penalty) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("Sum: terms must be at least one, got none")
+        for term in terms:
+            if not isinstance(term, Penalty):
+                raise TypeError(f"Sum: terms must be penalties, got {type(term).__name__}")
+        flat = [t for term in terms for t in (term.terms if isinstance(term, Sum) else [term])]
+        self.terms = nn.ModuleList(flat)
+        self._where: dict[Hashable, slice] = {}
+        objectives = {self._objective_of(term) for term in self._penalties()}
+        if len(objectives) > 1:
+            raise ValueError("Sum: terms must have one objective, got different ones")
+
+    @staticmethod
+    def _objective_of(term: Penalty) -> Hashable:
+        while isinstance(term, Lazy):
+            term = term.penalty
+        if isinstance(term, Sum):
+            return Sum._objective_of(term._penalties()[0])
+        return type(term).objective if term.has_objective() else None
+
+    def _penalties(self) -> list[Penalty]:
+        return [term for term in self.terms if isinstance(term, Penalty)]
+
+    def points(self, inputs: Tensor, gradient: Tensor) -> list[Tensor]:
+        """The union of the terms' points."""
+        shared: dict[Hashable, Sequence[Tensor]] = {}
+        for term in self._penalties():
+            key = term.points_key()
+            if key not in shared:
+                shared[key] = term.points(inputs, gradient)
+        self._where, start = {}, 0
+        for key, points in shared.items():
+            self._where[key] = slice(start, start + len(points))
+            start += len(points)
+        return [point for points in shared.values() for point in points]
+
+    def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
+        """The sum of the terms, each from the gradients at its own points."""
+        values = [
+            term.value(gradient, *shifted[self._where[term.points_key()]])
+            for term in self._penalties()
+        ]
+        return torch.stack(values).sum()
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The objective that the terms have in common."""
+        return self._penalties()[0].objective(outputs, targets)
+
+    def has_objective(self) -> bool:
+        """Whether the terms have an objective of their own."""
+        return self._penalties()[0].has_objective()
+
+    def due(self) -> Penalty | None:
+        """The sum of the terms that are due."""
+        due = [term.due() for term in self._penalties()]
+        present = [term for term in due if term is not None]
+        return Sum(*present) if present else None
+
+
+class Lazy(Penalty):
+    """A penalty applied on every k-th training call, multiplied by k; the others are plain steps.
+
+    In eval mode (of this module) it is the penalty itself. The count is in `state_dict`.
+
+    Args:
+        penalty: the penalty to apply.
+        every: k, at least 1.
+
+    Raises:
+        TypeError: for a penalty that is none, or `every` not an int.
+        ValueError: for `every` below 1.
+    """
+
+    def __init__(self, penalty: Penalty, every: int) -> None:
+        super().__init__()
+        if not isinstance(penalty, Penalty):
+            raise TypeError(f"Lazy: penalty must be a Penalty, got {type(penalty).__name__}")
+        self.penalty = penalty
+        self.every = check_every("Lazy", "every", every)
+        self.calls = 0
+
+    def due(self) -> Penalty | None:
+        """This penalty, on every k-th call in training mode."""
+        if self.training:
+            self.calls += 1
+            if self.calls % self.every:
+                return None
+        return self
+
+    def points(self, inputs: Tensor, gradient: Tensor) -> Sequence[Tensor]:
+        """The penalty's points."""
+        return self.penalty.points(inputs, gradient)
+
+    def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
+        """The penalty's value, times k in training mode."""
+        factor = self.every if self.training else 1
+        return factor * self.penalty.value(gradient, *shifted)
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The penalty's objective."""
+        return self.penalty.objective(outputs, targets)
+
+    def has_objective(self) -> bool:
+        """Whether the penalty has one."""
+        return self.penalty.has_objective()
+
+    def points_key(self) -> Hashable:
+        """The penalty's."""
+        return self.penalty.points_key()
+
+    def get_extra_state(self) -> Tensor:
+        """The count of training calls, for `state_dict`."""
+        return torch.tensor(self.calls)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the count from a `state_dict`."""
+        self.calls = int(state)
+
+
+def check_every(function: str, argument: str, value: int) -> int:
+    """An interval in calls: an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{function}: {argument} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{function}: {argument} must be at least 1, got {value}")
+    return value
+
+
+def check_weight(function: str, argument: str, value: float) -> float:
+    """A weight or a length: a finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{function}: {argument} must be a number, got {type(value).__name__}")
+    if not 0 <= value < torch.inf:
+        raise ValueError(
+            f"{function}: {argument} must be finite and not negative, got {value!r}"
+        )
+    return float(value)

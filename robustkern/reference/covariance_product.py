@@ -1,0 +1,18 @@
+"""Sigma g, the block-Toeplitz product over pixel displacements."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustkern.reference._samples import widen
+
+
+def covariance_product(gradient: Tensor, covariance: Tensor) -> Tensor:
+    """(Sigma g)[c, i] = sum over c', j of K[c, c', j - i] g[c', j]."""
+    height, width = gradient.shape[-2:]
+    product = F.conv2d(widen(gradient), widen(covariance), padding=(height - 1, width - 1))
+    return product.to(gradient.dtype).contiguous()
+
+
+def transpose_covariance(covariance: Tensor) -> Tensor:
+    """The array of Sigma^T: K[c', c, -d]. Sigma is symmetric exactly when this changes nothing."""
+    return covariance.transpose(0, 1).flip(2, 3).contiguous()

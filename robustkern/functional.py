@@ -104,7 +104,7 @@ def gradient_difference(a: Tensor, b: Tensor) -> Tensor:
         b: (N, \*D), of the shape, dtype and device of `a`.
 
     Returns:
-        (N,), in the accumulation dtype. Twice differentiable in both. Reads 2 N D, writes N numbers.
+        (N,), in the accumulation dtype. Twice differentiable in both. Reads 2ND numbers, writes N.
 
     Raises:
         TypeError: for an argument of another type, or a dtype not listed above.
@@ -246,7 +246,9 @@ def _check_pair(function: str, first: str, a: Tensor, second: str, b: Tensor) ->
     _check_batch(function, first, a)
     _check_batch(function, second, b)
     if b.dtype != a.dtype:
-        raise TypeError(f"{function}: {second} must have {first}'s dtype, got {a.dtype} and {b.dtype}")
+        raise TypeError(
+            f"{function}: {second} must have {first}'s dtype, got {a.dtype} and {b.dtype}"
+        )
     if b.shape != a.shape:
         raise ValueError(
             f"{function}: {second} must have {first}'s shape, "

@@ -1,16 +1,15 @@
-r"""The first-order engine: the parameter gradient of a penalty on input gradients, without autograd
-through autograd.
+r"""The first-order engine: parameter gradients of penalties on input gradients, from plain passes.
 
 A penalty is a function R of the input gradients g_j at a few points X_j. With V_j = dR/dg_j,
 
 .. math:: \frac{dR}{d\theta} = \sum_j \frac{d}{d\theta} \langle V_j, g_j \rangle
     = \sum_j \lim_{e \to 0} \frac{G(X_j + e V_j) - G(X_j)}{e}
 
-where G(X) is the parameter gradient of the summed loss at X. So the passes are ordinary ones: one at
-each X_j, which gives g_j and G(X_j) at once, and one at each X_j + e V_j. One e serves the whole
-batch, which makes the result a weighted sum of training gradients. Losses are batch means here, so
-the weight is c = N / e; it is rounded to a power of two, for which scaling a loss is exact in every
-dtype.
+where G(X) is the parameter gradient of the summed loss at X. So the passes are ordinary ones:
+one at each X_j, which gives g_j and G(X_j) at once, and one at each X_j + e V_j. One e serves the
+whole batch, which makes the result a weighted sum of training gradients. Losses are batch means
+here, so the weight is c = N / e; it is rounded to a power of two, for which scaling a loss is exact
+in every dtype.
 """
 
 import copy
@@ -224,7 +223,7 @@ class _Passes:
     ) -> None:
         self.caller, self.model, self.loss_fn = caller, model, loss_fn
         self.inputs, self.targets, self.samples = inputs, targets, inputs.shape[0]
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         if isinstance(loss_fn, nn.Module):
             self.parameters += [p for p in loss_fn.parameters() if p.requires_grad]
         if not self.parameters:
@@ -304,9 +303,7 @@ class _Passes:
         replay.settle()
         return value.detach(), loss, outputs
 
-    def differentiable(
-        self, penalty: "Penalty", replay: "_Replay", create_graph: bool
-    ) -> Tensor:
+    def differentiable(self, penalty: "Penalty", replay: "_Replay", create_graph: bool) -> Tensor:
         """The penalty's value with the graph of all its input gradients."""
 
         def gradient_at(point: Tensor) -> Tensor:
@@ -422,7 +419,7 @@ class _Passes:
             moving = (norms > 0).sum().clamp_min(1) * cotangents[0][0].numel()
             length = (norms * norms).sum().div(moving).sqrt()
             shift = _automatic_shift(self.inputs) if self.shift is None else self.shift
-            # Times sqrt(2), then down to a power of two: within a factor sqrt(2) of the asked shift.
+            # Times sqrt(2), then down to a power of two: within a factor sqrt(2) of what was asked.
             weight = (2**0.5 * self.samples * length / shift).float()
             weight = (weight.view(torch.int32) & 0x7F800000).view(torch.float32)
             weight = torch.where(weight < _SMALLEST_WEIGHT, 0, weight)
@@ -477,7 +474,7 @@ def _random_state(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _undone_on_error(passes: _Passes, penalty: "Penalty") -> Iterator[_Replay]:
-    """Gradients computed inside are added to `.grad` at the end; on an error nothing has happened."""
+    """Adds the gradients computed inside to `.grad`; after an error nothing has happened."""
     replay = _Replay(passes.model, passes.inputs)
     state = copy.deepcopy(penalty.state_dict())
     held = _take(passes.parameters)

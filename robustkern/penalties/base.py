@@ -1,5 +1,6 @@
 """What every penalty is, and how penalties combine."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from robustkern import gradients
 __all__ = ["Lazy", "Penalty", "Sum"]
 
 
-class Penalty(nn.Module):
+class Penalty(nn.Module, ABC):
     r"""A scalar function R of input gradients; subclass it and define `value`.
 
     `robustkern.backward(model, inputs, targets, penalty)` trains with it at the cost of a few
@@ -44,6 +45,7 @@ class Penalty(nn.Module):
         """
         return ()
 
+    @abstractmethod
     def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
         r"""R, its weight included.
 
@@ -57,17 +59,16 @@ class Penalty(nn.Module):
         Returns:
             0-dimensional.
         """
-        raise TypeError(f"{type(self).__name__} must define value(gradient, *shifted)")
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        r"""The scalar, sample by sample, whose input gradient is meant; by default the loss.
+        """The scalar of each sample, (N,), whose input gradient is meant, if not its loss.
 
         Args:
             outputs: what the model returned.
             targets: the targets of the step.
 
-        Returns:
-            (N,).
+        Raises:
+            TypeError: if the penalty has none of its own; see `has_objective`.
         """
         raise TypeError(f"{type(self).__name__} has no objective but the training loss")
 
@@ -129,8 +130,11 @@ class Sum(Penalty):
         for term in terms:
             if not isinstance(term, Penalty):
                 raise TypeError(f"Sum: terms must be penalties, got {type(term).__name__}")
-        flat = [t for term in terms for t in (term.terms if isinstance(term, Sum) else [term])]
-        self.terms = nn.ModuleList(flat)
+        self.terms = nn.ModuleList(
+            part
+            for term in terms
+            for part in (term._penalties() if isinstance(term, Sum) else [term])
+        )
         self._where: dict[Hashable, slice] = {}
         objectives = {self._objective_of(term) for term in self._penalties()}
         if len(objectives) > 1:
@@ -257,7 +261,5 @@ def check_weight(function: str, argument: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{function}: {argument} must be a number, got {type(value).__name__}")
     if not 0 <= value < torch.inf:
-        raise ValueError(
-            f"{function}: {argument} must be finite and not negative, got {value!r}"
-        )
+        raise ValueError(f"{function}: {argument} must be finite and not negative, got {value!r}")
     return float(value)

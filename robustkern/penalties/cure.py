@@ -62,7 +62,7 @@ class CURE(Penalty):
         self.squared, self.anchored = squared, anchored
 
     def points(self, inputs: Tensor, gradient: Tensor) -> list[Tensor]:
-        """x + h z, for each sample of z."""
+        """The points x + h z, one for each sample of z."""
         if self.direction != "gaussian":
             return [functional.perturb(inputs, gradient, self.h, self.direction)]
         return [

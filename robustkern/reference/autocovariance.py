@@ -1,4 +1,4 @@
-"""The covariance of perturbations as a function of pixel displacement (Roth et al. 2018, Eq. 16)."""
+"""The covariance of perturbations over pixel displacements (Roth et al. 2018, Eq. 16)."""
 
 import torch
 from torch import Tensor

@@ -11,7 +11,8 @@ def gradient_norm(gradient: Tensor, p: float) -> Tensor:
     g = widen(gradient)
     if g.numel() == 0:
         return g.new_zeros(g.shape[0])
-    return torch.linalg.vector_norm(g.flatten(1), p, dim=1)
+    norm: Tensor = torch.linalg.vector_norm(g.flatten(1), p, dim=1)
+    return norm
 
 
 def gradient_norm_backward(grad: Tensor, gradient: Tensor, norm: Tensor, p: float) -> Tensor:
@@ -21,7 +22,7 @@ def gradient_norm_backward(grad: Tensor, gradient: Tensor, norm: Tensor, p: floa
 
 
 def norm_direction(gradient: Tensor, norm: Tensor, p: float) -> Tensor:
-    """The subgradient of the norm with least length: g/||g||, sign(g), or sign(g) at the maximum."""
+    """The norm's subgradient of least length: g/||g||, sign(g), or sign(g) at the maximum."""
     g = widen(gradient)
     if p == 2:
         return g / per_sample(torch.where(norm > 0, norm, torch.inf), g)

@@ -1,0 +1,239 @@
+"""The command line: `robustkern demo`, `robustkern train`, `robustkern evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import robustkern
+from robustkern.training.data import NAMES
+from robustkern.training.demo import demo
+from robustkern.training.models import MODELS
+from robustkern.training.penalty import DEFAULTS
+from robustkern.training.session import Options, accuracy_table, evaluate, train
+from robustkern.training.trainer import OPTIMIZERS, PRECISIONS
+
+_DATA_HELP = (
+    f"{', '.join(NAMES)}, or the path of an .npz file with x_train, y_train, x_test, y_test"
+)
+# What the library raises, with a message that says what to do; anything else is a fault of its own.
+_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+_TRAIN_EPILOG = """
+A schedule is a number, or EPOCH:VALUE,EPOCH:VALUE,... with straight lines between the points:
+--h 0:0,5:1.5 rises from 0 to 1.5 over five epochs and then stays.
+
+Options of a penalty follow its --penalty; several penalties are added:
+  robustkern train --penalty cure --weight 0.3 --h 0:0,5:0.5 --penalty gn --weight 0.1 --every 2
+An interrupted run goes on with the same command and --resume.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. An error is named on stderr; with `--debug` it is raised.
+
+    Args:
+        arguments: of the command line; those of the process when None.
+
+    Returns:
+        The exit status: 0, 2 after an error, 130 when interrupted.
+    """
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    command, run, debug = options.pop("command"), options.pop("run"), options.pop("debug")
+    try:
+        run(**options)
+    except KeyboardInterrupt:
+        print(f"robustkern {command}: interrupted", file=sys.stderr)
+        return 130
+    except _ERRORS as error:
+        if debug:
+            raise
+        print(f"robustkern {command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(*, resume: bool, **options: Any) -> None:
+    print(train(Options(**options), resume=resume))
+
+
+def _evaluate(*, checkpoint: str, steps: int, **options: Any) -> None:
+    result = evaluate(checkpoint, steps=steps, **options)
+    print(accuracy_table(result, steps))
+
+
+class _AddPenalty(argparse.Action):
+    """Begin the options of a further penalty."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        namespace.penalties = [*namespace.penalties, {"name": values}]
+
+
+class _SetPenaltyOption(argparse.Action):
+    """Set an option of the penalty named last."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if not namespace.penalties:
+            parser.error(f"{option_string} must follow the --penalty that it belongs to")
+        namespace.penalties[-1][self.dest] = True if self.nargs == 0 else values
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="robustkern", description="Train image classifiers that small changes do not fool."
+    )
+    parser.add_argument("--version", action="version", version=robustkern.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, add, text in (
+        ("demo", demo, _add_demo, "compare the methods on a small network, in minutes"),
+        ("train", _train, _add_train, "train or fine-tune a network with penalties"),
+        ("evaluate", _evaluate, _add_evaluate, "measure accuracy under attack"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text.capitalize() + ".",
+            epilog=_TRAIN_EPILOG if name == "train" else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    _add(parser, "--data", "digits", _DATA_HELP)
+    _add(parser, "--data-folder", "data", "where torchvision keeps its files")
+    _add(parser, "--output", "robustkern-demo", "folder for demo.png and demo.json")
+    _add(parser, "--seed", 0, "of the network and the batches")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    new = Options()
+    group = parser.add_argument_group("data and network")
+    _add(group, "--data", new.data, _DATA_HELP)
+    _add(group, "--data-folder", new.data_folder, "where torchvision keeps its files")
+    _add_optional(group, "--train-size", int, "use the first so many training images")
+    _add_optional(group, "--test-size", int, "use the first so many test images")
+    models = f"{', '.join(MODELS)}, or module:factory, called as factory((C, H, W), classes)"
+    _add_optional(group, "--model", str, f"{models} (default: cnn, or that of --init)")
+    _add_optional(group, "--init", str, "checkpoint to start from, for fine-tuning", "CHECKPOINT")
+    _add_penalties(parser.add_argument_group("penalties"))
+    group = parser.add_argument_group("training")
+    _add(group, "--epochs", new.epochs, "passes over the training images")
+    _add(group, "--batch-size", new.batch_size, "images per step")
+    _add(group, "--optimizer", new.optimizer, "of the parameters", choices=OPTIMIZERS)
+    _add(group, "--lr", new.lr, "learning rate: a schedule", metavar="SCHEDULE")
+    _add(group, "--momentum", new.momentum, "of sgd")
+    _add(group, "--weight-decay", new.weight_decay, "L2, in the optimizer")
+    _add(group, "--crop", new.crop, "shift images by up to so many pixels, zeros coming in")
+    group.add_argument("--flip", action="store_true", help="mirror images at random")
+    _add(
+        group,
+        "--precision",
+        new.precision,
+        "bfloat16 and float16 by autocast, float16 with loss scaling",
+        choices=tuple(PRECISIONS),
+    )
+    _add(
+        group,
+        "--batch-norm",
+        new.batch_norm,
+        "statistics of the penalty's passes: each batch's own, or the running ones",
+        choices=("batch", "eval"),
+    )
+    _add(
+        group,
+        "--shift",
+        new.shift,
+        "step of the finite differences, root mean square per pixel (default: %(default)s)",
+        type=_shift,
+    )
+    _add(group, "--seed", new.seed, "of the network, the batches and all else that is random")
+    _add(group, "--device", new.device, "cpu, cuda, ...; auto takes an accelerator if there is one")
+    group = parser.add_argument_group("results")
+    _add(group, "--output", new.output, "folder for checkpoint.pt and log.json")
+    group.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
+
+
+def _add_penalties(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--penalty",
+        dest="penalties",
+        action=_AddPenalty,
+        choices=tuple(DEFAULTS),
+        default=[],
+        help="add a penalty; give it again for a sum, each followed by its own options: "
+        "cure, anchored-cure (curvature; anchored costs 3 plain steps, not 4), gn (squared "
+        "gradient norm), tv (total variation), lipschitz (largest norm of the batch), "
+        "sgr (structured gradient regularization)",
+    )
+
+    def option(flag: str, text: str, **more: Any) -> None:
+        name = flag[2:].replace("-", "_")
+        kept = [f"{options[name]} {key}" for key, options in DEFAULTS.items() if name in options]
+        if more.get("nargs") != 0 and name not in ("samples", "every", "update_every"):
+            text += f" (default: {', '.join(kept)})"
+        group.add_argument(
+            flag, action=_SetPenaltyOption, default=argparse.SUPPRESS, help=text, **more
+        )
+
+    option("--weight", "factor of the penalty: a schedule", metavar="SCHEDULE")
+    option("--h", "L2 length of CURE's step, in input units: a schedule", metavar="SCHEDULE")
+    option("--direction", "of CURE's step", choices=("sign", "gradient", "gaussian"))
+    option("--samples", "gaussian directions to average over (default: 1)", type=int)
+    option("--norm", "CURE: the norm, as the authors' code has it, not its square", nargs=0)
+    option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
+    option(
+        "--source",
+        "of SGR's covariance: the gradients or their signs",
+        choices=("sign", "gradient"),
+    )
+    option("--decay", "of SGR's running covariance", type=float)
+    option("--update-every", "steps between updates of SGR's covariance (default: 1)", type=int)
+    option("--every", "apply only at every so manieth step, so many times as strong", type=int)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file that train wrote")
+    parser.add_argument(
+        "--eps",
+        type=_eps,
+        help="largest changes of a pixel, in [0, 1]: numbers or fractions as in 0.1,0.2 or "
+        "2/255,8/255 (default: 0.05 to 0.3 for gray images, 1/255 to 8/255 for colour)",
+    )
+    _add_optional(parser, "--data", str, f"{_DATA_HELP} (default: the one trained on)")
+    _add(parser, "--data-folder", "data", "where torchvision keeps its files")
+    _add_optional(parser, "--test-size", int, "use the first so many test images")
+    _add(parser, "--steps", 20, "steps of PGD")
+    _add(parser, "--batch-size", 256, "images per pass")
+    _add(parser, "--seed", 0, "of PGD's random starts")
+    _add(parser, "--device", "auto", "cpu, cuda, ...; auto takes an accelerator if there is one")
+    _add_optional(parser, "--output", str, "JSON file for the accuracies", "FILE")
+
+
+def _add(group: Any, flag: str, default: Any, text: str, **more: Any) -> None:
+    """Add an option with a default, whose type it has."""
+    more.setdefault("type", type(default))
+    shown = text if "%(default)s" in text else f"{text} (default: %(default)s)"
+    group.add_argument(flag, default=default, help=shown, **more)
+
+
+def _add_optional(group: Any, flag: str, kind: type, text: str, metavar: str | None = None) -> None:
+    """Add an option that may be left out."""
+    group.add_argument(flag, type=kind, help=text, metavar=metavar)
+
+
+def _eps(text: str) -> list[float]:
+    try:
+        return [float(Fraction(part)) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"must be numbers or fractions, got {text}") from error
+
+
+def _shift(text: str) -> float | str:
+    return text if text == "auto" else float(text)

@@ -1,0 +1,64 @@
+"""What every op is held to: truth in float64, any layout, and checks that can fail."""
+
+import torch
+from torch import Tensor
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+# Relative L2 error of outputs in each dtype: a few roundings of the result, or of the float32 sum.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 4e-3,
+    torch.float16: 5e-4,
+}
+
+# Prime sizes, one element, one past a power of two, no sample, images.
+SHAPES = [(0, 3), (1, 1), (3, 7), (2, 0), (5, 1031), (2, 4097), (3, 2, 5, 7), (70_001, 2)]
+
+
+def layouts(contiguous: Tensor) -> dict[str, Tensor]:
+    """The same values in every layout that they can have."""
+    found = {"contiguous": contiguous, "transposed": _permuted(contiguous)}
+    room = contiguous.new_full((*contiguous.shape[:-1], contiguous.shape[-1] + 5), 7.0)
+    sliced = room[..., 3:-2]
+    sliced.copy_(contiguous)
+    found["sliced"] = sliced
+    stepped = contiguous.repeat_interleave(2, -1)[..., ::2]
+    found["stepped"] = stepped
+    if contiguous.dim() == 4:
+        found["channels_last"] = contiguous.contiguous(memory_format=torch.channels_last)
+    return found
+
+
+def _permuted(contiguous: Tensor) -> Tensor:
+    order = list(range(contiguous.dim()))[::-1]
+    return contiguous.permute(order).contiguous().permute(order)
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """L2 distance over the L2 length of the truth; 0 if both are zero."""
+    difference = (result.double() - truth).norm().item()
+    length = truth.norm().item()
+    return difference / length if length else difference
+
+
+def assert_true(result: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """The result has the truth's shape, is contiguous, and is as near as its dtype allows."""
+    assert truth.dtype == torch.float64
+    assert result.dtype == dtype
+    assert result.shape == truth.shape
+    assert result.is_contiguous()
+    tolerance = TOLERANCE[dtype]
+    assert relative_error(result, truth) <= tolerance
+    if truth.norm() > 0:  # the check itself must be able to fail
+        assert relative_error(torch.zeros_like(result), truth) > tolerance
+        assert relative_error(truth * 1.05, truth) > tolerance
+
+
+def sample(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Values of both signs and of scale one, some exactly zero, rounded to the dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    zero = torch.rand(shape, generator=generator) < 0.1
+    return values.masked_fill(zero, 0.0).to(dtype)

@@ -228,7 +228,7 @@ class _Passes:
             self.parameters += [p for p in loss_fn.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError(f"{caller}: model must have a parameter that requires grad, got none")
-        self.shift = shift
+        self.shift, self.compute_dtype = shift, _compute_dtype(inputs)
         one = torch.ones((), device=inputs.device)
         self.scale: Tensor | float = 1.0 if scaler is None else scaler.scale(one)
 
@@ -418,7 +418,10 @@ class _Passes:
             norms = torch.cat([functional.gradient_norm(v, 2) for v in cotangents])
             moving = (norms > 0).sum().clamp_min(1) * cotangents[0][0].numel()
             length = (norms * norms).sum().div(moving).sqrt()
-            shift = _automatic_shift(self.inputs) if self.shift is None else self.shift
+            shift: Tensor | float | None = self.shift
+            if shift is None:
+                deviation = widen(self.inputs).std(correction=0)
+                shift = _SHIFTS[self.compute_dtype] * torch.where(deviation > 0, deviation, 1)
             # Times sqrt(2), then down to a power of two: within a factor sqrt(2) of what was asked.
             weight = (2**0.5 * self.samples * length / shift).float()
             weight = (weight.view(torch.int32) & 0x7F800000).view(torch.float32)
@@ -546,11 +549,6 @@ def _check_shift(shift: float | str) -> float | None:
     if not 0 < shift < torch.inf:
         raise ValueError(f"backward: shift must be positive and finite, got {shift!r}")
     return float(shift)
-
-
-def _automatic_shift(inputs: Tensor) -> Tensor:
-    deviation = widen(inputs).std(correction=0)
-    return _SHIFTS[_compute_dtype(inputs)] * torch.where(deviation > 0, deviation, 1)
 
 
 def _compute_dtype(inputs: Tensor) -> torch.dtype:

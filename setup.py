@@ -95,14 +95,17 @@ class BuildLibraries(build_ext):
     """Compiles with ninja, or one file after the other where there is none."""
 
     def finalize_options(self):
+        """Choose the folder of the objects."""
         super().finalize_options()
         # pip's folder is deleted after every call; this one keeps what has not changed.
         self.build_temp = f"build/temp.{self.plat_name}"
 
     def get_ext_filename(self, name):
+        """The library's path, from the module name that setuptools asks for."""
         return os.path.join(*name.split(".")) + ".so"  # no Python in the ABI, none in the name
 
     def build_extensions(self):
+        """Compile and link all libraries together."""
         os.chdir(ROOT)
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
         # Libtorch is loaded by `import torch`; the link only records its name, and a stub will do.
@@ -131,7 +134,9 @@ class BuildLibraries(build_ext):
             # Libtorch's stub has no symbols: without the option the linker would drop it.
             link_options = "-shared -Wl,--no-as-needed"
         library = f"{self.build_temp}/{self.get_ext_filename(extension.name)}"
-        objects = [f"{self.build_temp}/{Path(source).with_suffix('.o')}" for source in extension.sources]
+        objects = [
+            f"{self.build_temp}/{Path(source).with_suffix('.o')}" for source in extension.sources
+        ]
         steps = [
             (output, [source], f"{compiler} {compile_options} {torch_include} $in -o $out")
             for source, output in zip(extension.sources, objects, strict=True)
@@ -164,6 +169,7 @@ class Wheel(bdist_wheel):
     """A wheel for one platform and any Python."""
 
     def get_tag(self):
+        """(Python, ABI, platform)."""
         return ("py3", "none", super().get_tag()[2])
 
 

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after an error, 130 when interrupted.
     """
     parser = _parser()
+    if "" not in sys.path:  # so that module:factory is found in the working directory
+        sys.path.insert(0, "")
     options = vars(parser.parse_args(arguments))
     command, run, debug = options.pop("command"), options.pop("run"), options.pop("debug")
     try:
@@ -175,9 +177,11 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
 
     def option(flag: str, text: str, **more: Any) -> None:
         name = flag[2:].replace("-", "_")
-        kept = [f"{options[name]} {key}" for key, options in DEFAULTS.items() if name in options]
-        if more.get("nargs") != 0 and name not in ("samples", "every", "update_every"):
-            text += f" (default: {', '.join(kept)})"
+        kept = {key: options[name] for key, options in DEFAULTS.items() if name in options}
+        alike = len(set(kept.values())) == 1
+        texts = [f"{value}" if alike else f"{key} {value}" for key, value in kept.items()]
+        if more.get("nargs") != 0:
+            text += f" (default: {texts[0] if alike else ', '.join(texts)})"
         group.add_argument(
             flag, action=_SetPenaltyOption, default=argparse.SUPPRESS, help=text, **more
         )
@@ -185,7 +189,7 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--weight", "factor of the penalty: a schedule", metavar="SCHEDULE")
     option("--h", "L2 length of CURE's step, in input units: a schedule", metavar="SCHEDULE")
     option("--direction", "of CURE's step", choices=("sign", "gradient", "gaussian"))
-    option("--samples", "gaussian directions to average over (default: 1)", type=int)
+    option("--samples", "gaussian directions to average over", type=int)
     option("--norm", "CURE: the norm, as the authors' code has it, not its square", nargs=0)
     option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
     option(
@@ -194,8 +198,8 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
         choices=("sign", "gradient"),
     )
     option("--decay", "of SGR's running covariance", type=float)
-    option("--update-every", "steps between updates of SGR's covariance (default: 1)", type=int)
-    option("--every", "apply only at every so manieth step, so many times as strong", type=int)
+    option("--update-every", "steps between updates of SGR's covariance", type=int)
+    option("--every", "apply only at every K-th step, K times as strong", type=int, metavar="K")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -108,7 +108,7 @@ def test_attacks_leave_everything_as_they_found_it(batch, attack, fails):
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     random = torch.get_rng_state()
     if fails:
-        with pytest.raises(RuntimeError, match="^broken model$"):
+        with pytest.raises(RuntimeError, match=r"^broken model$"):
             attack(model, inputs, targets, 0.1)
     else:
         attack(model, inputs, targets, 0.1)
@@ -143,7 +143,9 @@ def test_pgd_random_start_is_seeded(batch):
 
     def start(seed):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return pgd(smooth_model(), inputs, targets, 0.2, steps=1, generator=generator)
+        return pgd(
+            smooth_model(), inputs, targets, 0.2, steps=1, step_size=0.01, generator=generator
+        )
 
     assert torch.equal(start(None), start(0))
     assert torch.equal(start(3), start(3))

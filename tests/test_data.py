@@ -42,7 +42,12 @@ def test_digits_are_the_same_every_time():
 
 @pytest.mark.parametrize(
     ("shape", "axes"),
-    [((8, 9), None), ((3, 8, 9), (0, 1, 2, 3)), ((8, 9, 3), (0, 3, 1, 2)), ((5, 8, 5), (0, 1, 2, 3))],
+    [
+        ((8, 9), None),
+        ((3, 8, 9), (0, 1, 2, 3)),
+        ((8, 9, 3), (0, 3, 1, 2)),
+        ((5, 8, 5), (0, 1, 2, 3)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_npz_layouts_and_dtypes(tmp_path, shape, axes, dtype):
@@ -184,9 +189,13 @@ def test_torchvision_data(torchvision, name, shape, splits, tmp_path):
     assert 0.9 < data.x_train.max() <= 1
     assert [call[2] for call in torchvision] == list(splits)
     assert all(call[1] == str(tmp_path) and call[3] for call in torchvision)
-    pixels = arrays({"mnist": (28, 28), "cifar10": (32, 32, 3), "svhn": (3, 32, 32)}[name], samples=8)
+    pixels = arrays(
+        {"mnist": (28, 28), "cifar10": (32, 32, 3), "svhn": (3, 32, 32)}[name], samples=8
+    )
     first = pixels["x_train"][0]
-    first = first[None] if name == "mnist" else first.transpose(2, 0, 1) if name == "cifar10" else first
+    first = (
+        first[None] if name == "mnist" else first.transpose(2, 0, 1) if name == "cifar10" else first
+    )
     np.testing.assert_allclose(data.x_train[0].numpy(), first / 255, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""How an op comes to be: its schema, its reference, its shapes, its derivative, its compiled kernels."""
+"""How an op comes to be: schema, reference, shapes, derivative, compiled kernels."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 Formula = Callable[..., tuple[Tensor | None, ...]]
 
-LIBRARY = torch.library.Library("robustkern", "FRAGMENT")
+LIBRARY = torch.library.Library("robustkern", "FRAGMENT")  # type: ignore[no-untyped-call]
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 
 
@@ -29,8 +29,8 @@ def define(
     needs; it returns one cotangent for each tensor argument, and None for each other argument.
     """
     name = schema.split("(")[0]
-    LIBRARY.define(schema)
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"robustkern::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.robustkern, name).default
     defaults = [argument.default_value for argument in op._schema.arguments]
@@ -60,7 +60,7 @@ def define(
             return Node.apply(keyset, *arguments)  # type: ignore[no-untyped-call]
         return below_autograd(keyset, arguments)
 
-    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 def save_arguments(ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
@@ -78,7 +78,7 @@ def load_kernels(name: str) -> bool:
     if not path.exists():
         return False
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         warnings.warn(f"robustkern runs on its reference: {path.name}: {error}", stacklevel=2)
         return False

@@ -1,0 +1,42 @@
+# The torch to install: a requirement, and pip options where needed, such as
+# TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch
+
+PYTHON := .venv/bin/python
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help demo test bench lint wheel FORCE
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## train, regularize and attack a small network: one table, one plot
+	$(PYTHON) -m robustkern demo
+
+test: .venv/installed  ## run the tests
+	$(PYTHON) -m pytest
+
+bench: .venv/installed  ## run the benchmarks
+	$(PYTHON) -m pytest bench
+
+lint: .venv/installed  ## check style, docstrings and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp)
+
+wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, into dist/
+	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# The environment, the package in it, and its libraries as csrc has them now.
+.venv/installed: .venv/torch pyproject.toml setup.py $(CXX_FILES)
+	$(PYTHON) -m pip install --quiet "setuptools>=77" ninja
+	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+# Changes only when TORCH does. Torch comes first: the package takes the one that is there.
+.venv/torch: FORCE
+	@test -x $(PYTHON) || python3 -m venv .venv
+	@echo '$(TORCH)' | cmp --quiet - $@ || \
+		{ $(PYTHON) -m pip install $(TORCH) numpy && echo '$(TORCH)' > $@; }

@@ -1,0 +1,169 @@
+"""Writes the README's tables from the results; `--check` says whether they are up to date."""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "README.md"
+NOT_MEASURED = "Not measured yet.\n"
+
+
+def main() -> int:
+    """Write or check the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if it differs")
+    check = parser.parse_args().check
+    old = README.read_text()
+    new = old
+    for name, section in SECTIONS.items():
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        text = section()
+        new, found = re.subn(pattern, lambda m, t=text: m[1] + t + m[2], new, flags=re.DOTALL)
+        assert found == 1, name
+    if check:
+        return int(new != old)
+    README.write_text(new)
+    return 0
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A results file, or None."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table, preceded and followed by a blank line."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n"
+
+
+def made(results: dict[str, Any]) -> str:
+    """Where, with what and by which command."""
+    p = results["provenance"]
+    return (
+        f"{p['machine']}, {p['threads']} threads, torch {p['torch']}, Python {p['python']}, "
+        f"commit {p['commit'][:12]}; `{p['command']}`.\n"
+    )
+
+
+def demo() -> str:
+    """What `make demo` printed, and its picture."""
+    results = read("demo")
+    if results is None:
+        return NOT_MEASURED
+    shown = results["results"]
+    low, high = shown[0]["accuracy"]["eps"][1:3]
+    rows = [
+        [
+            row["method"],
+            "" if row["plain_steps"] is None else f"{row['plain_steps']:.1f}",
+            "" if row["naive_steps"] is None else f"{1 / row['naive_steps']:.1f}x",
+            *(
+                f"{100 * value:.1f}%"
+                for value in (row["accuracy"]["clean"], *row["accuracy"]["pgd"][1:3])
+            ),
+        ]
+        for row in shown
+    ]
+    header = ["fine-tuned with", "step, in plain steps", "faster than naive", "clean accuracy"]
+    header += [f"PGD-20 at {eps:g}" for eps in (low, high)]
+    return table(header, rows) + "![accuracy against eps](bench/results/demo.png)\n"
+
+
+def step() -> str:
+    """Costs of a training step."""
+    results = read("cpu-step")
+    if results is None:
+        return NOT_MEASURED
+    rows = [
+        [r["method"], f"{1e3 * r['median_s']:.0f} ms", f"{r['ratio']:.2f}"] for r in results["rows"]
+    ]
+    setting = results["rows"][0]["group"].removeprefix("step|").replace("|", ", ")
+    return f"A training step with each penalty, {setting}. {made(results)}" + table(
+        ["step", "median time", "in plain steps"], rows
+    )
+
+
+def ops() -> str:
+    """The ops against their alternatives."""
+    results = read("cpu-ops")
+    if results is None:
+        return NOT_MEASURED
+    rows = []
+    for group in dict.fromkeys(r["group"] for r in results["rows"]):
+        of_group = [r for r in results["rows"] if r["group"] == group]
+        ours = next(r for r in of_group if r["method"] == "robustkern")
+        others = [r for r in of_group if r["method"] not in ("robustkern", "limit")]
+        best = min(others, key=lambda r: r["median_s"])
+        op, *rest = group.split("|")
+        share = f"{100 * ours['share_of_limit']:.0f}%" if "share_of_limit" in ours else ""
+        rows.append(
+            [
+                f"`{op}`",
+                ", ".join(rest),
+                f"{1e3 * ours['median_s']:.2f} ms",
+                f"{1e3 * best['median_s']:.2f} ms ({best['method']})",
+                f"{best['ratio']:.1f}x",
+                share,
+            ]
+        )
+    return (
+        "The ops on the CPU against the fastest of the other ways to compute them. The limit is the "
+        f"bandwidth of a dot product or a copy of the same size in the same run. {made(results)}"
+        + table(["op", "size", "robustkern", "best other", "faster by", "of the limit"], rows)
+    )
+
+
+def training(name: str) -> Callable[[], str]:
+    """A table of what fine-tuning with each method cost and bought."""
+
+    def section() -> str:
+        results = read(f"training-{name}")
+        if results is None:
+            return NOT_MEASURED
+        first = results["rows"][0]
+        rows = []
+        for method in dict.fromkeys(r["method"] for r in results["rows"]):
+            of_method = [r for r in results["rows"] if r["method"] == method]
+            pgd = [statistics.mean(v) for v in zip(*(r["pgd"] for r in of_method), strict=True)]
+            clean = statistics.mean(r["clean"] for r in of_method)
+            rows.append(
+                [
+                    method,
+                    f"{statistics.mean(r['seconds'] for r in of_method):.0f} s",
+                    *(f"{100 * value:.1f}%" for value in (clean, *pgd)),
+                ]
+            )
+        eps = [f"{e * 255:.0f}/255" if name == "cifar10" else f"{e:g}" for e in first["eps"]]
+        title = first["note"] or name.upper()
+        seeds = len({r["seed"] for r in results["rows"]})
+        return (
+            f"Fine-tuning a small network on {title}, mean of {seeds} seed(s). {made(results)}"
+            + table(
+                ["method", "time", "clean", *(f"PGD-{first['pgd_steps']} at {e}" for e in eps)],
+                rows,
+            )
+        )
+
+    return section
+
+
+SECTIONS = {
+    "demo": demo,
+    "step": step,
+    "ops": ops,
+    "mnist": training("mnist"),
+    "cifar10": training("cifar10"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

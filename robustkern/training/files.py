@@ -1,0 +1,72 @@
+"""Writing results: whole files or none, into a folder that was tried before the work began."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path; what is written there takes the place of `path` when all went well.
+
+    Args:
+        path: the file to write or replace.
+
+    Yields:
+        The temporary path, in the same folder and with the same suffix. After an error it is
+        removed and `path` is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> with atomic_path(target) as temporary:
+        ...     _ = temporary.write_text("1 2 3")
+        >>> target.read_text()
+        '1 2 3'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` (plain data) to `path` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def output_folder(path: str | Path, command: str) -> Path:
+    """Make the folder `path` and see that files can be written there.
+
+    Args:
+        path: the folder; parents are made too.
+        command: named in the message.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "probe") as probe:
+            probe.touch()
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise OSError(
+            f"{command}: output folder {folder} must be writable, got {error.strerror}"
+        ) from error
+    return folder

@@ -1,0 +1,77 @@
+"""What a person at the terminal sees: progress bars and tables."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import robustkern
+from robustkern.training.extras import require
+
+
+def progress_bar(total: int, description: str) -> Any:
+    """Start a tqdm bar on stderr: a terminal sees it move, a log gets a line every 10 s.
+
+    Args:
+        total: number of samples to come.
+        description: stands before the bar.
+
+    Returns:
+        The bar, a context manager with `update(samples)`.
+
+    Raises:
+        ImportError: tqdm is missing.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10
+    tqdm = require("tqdm", "train").tqdm
+    return tqdm(total=total, desc=description, leave=False, unit="image", mininterval=interval)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out cells in columns, as Markdown: the first column to the left, the others to the right.
+
+    Args:
+        header: a title per column.
+        rows: as many cells each.
+
+    Returns:
+        Lines, without a final newline.
+
+    Example:
+        >>> print(table(["eps", "PGD"], [["0.1", "58.0%"]]))
+        | eps |   PGD |
+        |:----|------:|
+        | 0.1 | 58.0% |
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rules = [":" + "-" * (widths[0] + 1)] + ["-" * (width + 1) + ":" for width in widths[1:]]
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in [header, *rows]
+    ]
+    return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as a percentage with one decimal."""
+    return f"{100 * fraction:.1f}%"
+
+
+def versions() -> dict[str, str]:
+    """Say what a result was made with.
+
+    Returns:
+        Versions of robustkern, torch, numpy and Python, the machine and the number of threads.
+    """
+    return {
+        "robustkern": robustkern.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }

@@ -1,0 +1,298 @@
+"""A training run, from options to checkpoint and log, and its evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustkern.evaluation import RobustAccuracy, robust_accuracy
+from robustkern.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from robustkern.training.data import Dataset, load
+from robustkern.training.files import output_folder, write_json
+from robustkern.training.models import build, pixel_statistics
+from robustkern.training.penalty import ScheduledPenalty
+from robustkern.training.report import percent, progress_bar, table, versions
+from robustkern.training.schedules import Schedule
+from robustkern.training.trainer import Trainer
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.json"
+# Radii, in input units, at which gray images and colour images are usually attacked.
+_EPS_GRAY = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+_EPS_COLOUR = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+# Options that a resumed run may change: they do not touch what an epoch computes.
+_FREE = ("epochs", "output", "data_folder", "init", "device")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a run, plain data; `robustkern train --help` explains each."""
+
+    data: str = "digits"
+    data_folder: str = "data"
+    train_size: int | None = None
+    test_size: int | None = None
+    model: str | None = None
+    init: str | None = None
+    penalties: Sequence[Mapping[str, Any]] = ()
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "adam"
+    lr: str = "0.001"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    crop: int = 0
+    flip: bool = False
+    precision: str = "float32"
+    batch_norm: str = "batch"
+    shift: float | str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    output: str = "robustkern-run"
+
+
+def train(options: Options, *, resume: bool = False) -> Path:
+    """Train as `options` say; after every epoch write `checkpoint.pt` and `log.json`.
+
+    The global random state is seeded. On a CPU, the result of a run that was interrupted and
+    resumed is that of an uninterrupted one to the last bit.
+
+    Args:
+        options: of the run.
+        resume: go on from the checkpoint in the output folder. The options must be those it was
+            made with; `epochs` may be raised.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        OSError: the output folder cannot be written to.
+        ValueError: an option out of range, a damaged file, or, without `resume`, an output folder
+            that already holds a run.
+    """
+    if options.epochs < 1:
+        raise ValueError(f"train: epochs must be at least 1, got {options.epochs}")
+    folder = output_folder(options.output, "train")
+    path = folder / CHECKPOINT
+    saved = load_checkpoint(path) if resume else None
+    if saved is None and path.exists():
+        raise ValueError(
+            f"train: output folder {folder} must not hold a run, got {CHECKPOINT}; "
+            "choose another, or --resume"
+        )
+    if saved is not None:
+        _check_same(options, saved["options"])
+    data = load(options.data, options.data_folder).first(options.train_size, options.test_size)
+    torch.manual_seed(options.seed)
+    arguments, model = _network(options, data, saved)
+    trainer = Trainer(
+        model,
+        data,
+        ScheduledPenalty(options.penalties, data.shape),
+        optimizer=options.optimizer,
+        lr=Schedule.parse("lr", options.lr),
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        batch_size=options.batch_size,
+        crop=options.crop,
+        flip=options.flip,
+        precision=options.precision,
+        batch_norm=options.batch_norm,
+        shift=options.shift,
+        seed=options.seed,
+        device=find_device(options.device),
+    )
+    log: list[dict[str, Any]] = []
+    if saved is not None:
+        trainer.load_state_dict(saved["trainer"])
+        log = saved["log"]
+    plain = dataclasses.asdict(options)
+    while trainer.epoch < options.epochs:
+        with progress_bar(len(data.x_train), f"epoch {trainer.epoch + 1}/{options.epochs}") as bar:
+            record = trainer.run_epoch(bar.update)
+        log.append(dataclasses.asdict(record))
+        content = {
+            "options": plain,
+            "model": arguments,
+            "trainer": trainer.state_dict(),
+            "log": log,
+        }
+        save_checkpoint(path, content)
+        write_json(folder / LOG, {"options": plain, "versions": versions(), "epochs": log})
+        print(
+            f"epoch {record.epoch}: loss {record.loss:.4f}, penalty {record.penalty:.4f}, "
+            f"clean accuracy {percent(record.clean_accuracy)}, {record.seconds:.1f} s",
+            flush=True,
+        )
+    return path
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    eps: Sequence[float] | None = None,
+    data: str | None = None,
+    data_folder: str | Path = "data",
+    test_size: int | None = None,
+    steps: int = 20,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: str = "auto",
+    output: str | Path | None = None,
+) -> RobustAccuracy:
+    """Measure a checkpoint's accuracy on test images: clean, under FGSM and under PGD.
+
+    Args:
+        checkpoint: a file that `train` wrote.
+        eps: L-infinity radii, in input units (pixels scaled to [0, 1]); None for `usual_eps`.
+        data: name or path of the data set; the one trained on when None.
+        data_folder: where torchvision keeps its files.
+        test_size: use the first so many test images; all when None.
+        steps: of PGD.
+        batch_size: samples per pass.
+        seed: of PGD's random starts.
+        device: where to compute.
+        output: JSON file to write the accuracies to.
+
+    Returns:
+        The accuracies, in the order of `eps`.
+
+    Raises:
+        OSError: the folder of `output` cannot be written to.
+        ValueError: a damaged checkpoint, or images that its network does not take.
+    """
+    if output is not None:
+        output_folder(Path(output).parent, "evaluate")
+    saved = load_checkpoint(checkpoint)
+    model = restore_model(saved).to(find_device(device))
+    name = saved["options"]["data"] if data is None else data
+    images = load(name, data_folder).first(test=test_size)
+    _check_fits("evaluate", saved["model"], images)
+    if eps is None:
+        eps = usual_eps(images)
+    with progress_bar(len(images.x_test) * (1 + 2 * len(eps)), "evaluate") as bar:
+        result = robust_accuracy(
+            model,
+            images.x_test,
+            images.y_test,
+            eps,
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            advance=bar.update,
+        )
+    if output is not None:
+        content = {
+            "checkpoint": str(checkpoint),
+            "data": name,
+            "test_images": len(images.x_test),
+            "pgd_steps": steps,
+            "seed": seed,
+            **dataclasses.asdict(result),
+            "versions": versions(),
+        }
+        write_json(output, content)
+    return result
+
+
+def accuracy_table(result: RobustAccuracy, steps: int) -> str:
+    """Lay out what `evaluate` found, a row per eps, the clean accuracy first.
+
+    Args:
+        result: the accuracies.
+        steps: of PGD, for the title.
+
+    Returns:
+        The table.
+    """
+    clean = percent(result.clean)
+    attacked = zip(result.eps, result.fgsm, result.pgd, strict=True)
+    rows = [[f"{eps:g}", percent(fgsm), percent(pgd)] for eps, fgsm, pgd in attacked]
+    return table(["eps", "FGSM", f"PGD-{steps}"], [["clean", clean, clean], *rows])
+
+
+def usual_eps(data: Dataset) -> tuple[float, ...]:
+    """Radii, in input units, at which images like these are usually attacked.
+
+    Args:
+        data: gray images, one channel, or colour images.
+
+    Returns:
+        0.05 to 0.3 for gray images, 1/255 to 8/255 for colour.
+    """
+    return _EPS_GRAY if data.shape[0] == 1 else _EPS_COLOUR
+
+
+def find_device(name: str) -> torch.device:
+    """Find a device by name.
+
+    Args:
+        name: as `torch.device` takes it; `auto` is the accelerator if there is one, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"find_device: device {name} must be usable here, got: {reason}"
+        ) from error
+    return device
+
+
+def _network(
+    options: Options, data: Dataset, saved: dict[str, Any] | None
+) -> tuple[dict[str, Any], nn.Module]:
+    """The arguments of `models.build` and the network: new, resumed, or from another checkpoint."""
+    source = saved
+    if source is None and options.init is not None:
+        source = load_checkpoint(options.init)
+    if source is not None:
+        arguments = source["model"]
+        if options.model not in (None, arguments["name"]):
+            raise ValueError(
+                f"train: model must be that of the checkpoint, {arguments['name']}, "
+                f"got {options.model}"
+            )
+        _check_fits("train", arguments, data)
+        return arguments, restore_model(source)
+    mean, std = pixel_statistics(data.x_train)
+    arguments = {
+        "name": options.model or "cnn",
+        "shape": data.shape,
+        "classes": data.classes,
+        "mean": mean,
+        "std": std,
+    }
+    return arguments, build(**arguments)
+
+
+def _check_fits(command: str, arguments: Mapping[str, Any], data: Dataset) -> None:
+    shape, classes = tuple(arguments["shape"]), arguments["classes"]
+    if data.shape != shape or data.classes > classes:
+        raise ValueError(
+            f"{command}: data {data.name} must fit the checkpoint's network, made for images of "
+            f"shape {shape} and {classes} classes, got {data.shape} and {data.classes}"
+        )
+
+
+def _check_same(options: Options, saved: Mapping[str, Any]) -> None:
+    for name, value in dataclasses.asdict(options).items():
+        if name not in _FREE and saved.get(name) != value:
+            raise ValueError(
+                f"train: {name} must be what the resumed run was made with, {saved.get(name)}, "
+                f"got {value}"
+            )

@@ -1,0 +1,129 @@
+import pytest
+import torch
+from conformance import DTYPES, TOLERANCE, assert_true, layouts, relative_error, sample
+from covariances import DENSE, IMAGES, SPECTRAL, bitwise_with_threads, covariance_of, matrix
+from torch.autograd import gradcheck, gradgradcheck
+
+from robustkern import functional, reference
+
+OPS = torch.ops.robustkern
+
+
+def accumulation(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def true_form(gradient, covariance):
+    rows = gradient.double().flatten(1)
+    return ((rows @ matrix(covariance).T) * rows).sum(1)
+
+
+def definite(shape, dtype):
+    """A covariance whose forms are far from zero, plus an antisymmetric part they must not see."""
+    k = covariance_of(shape, torch.float64)
+    twisted = 0.1 * (k - reference.transpose_covariance(k))
+    _, channels, height, width = shape
+    twisted[range(channels), range(channels), height - 1, width - 1] += 3.0
+    twisted += 0.02 * (k + reference.transpose_covariance(k))
+    return twisted.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_form_is_the_float64_truth(shape, dtype):
+    g, k = sample(shape, dtype), definite(shape, dtype)
+    truth = true_form(g, k)
+    for g_laid, k_laid in zip(layouts(g).values(), layouts(k).values(), strict=True):
+        assert_true(functional.covariance_form(g_laid, k_laid), truth, accumulation(dtype))
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_half_precision_gradient_takes_a_float32_covariance(shape, dtype):
+    g, k = sample(shape, dtype), definite(shape, torch.float32)
+    assert_true(functional.covariance_form(g, k), true_form(g, k), torch.float32)
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+def test_a_covariance_without_symmetry_counts_by_its_symmetric_part(shape):
+    g, k = sample(shape, torch.float64), covariance_of(shape, torch.float64)
+    torch.testing.assert_close(functional.covariance_form(g, k), true_form(g, k))
+    transposed = reference.transpose_covariance(k)
+    torch.testing.assert_close(functional.covariance_form(g, transposed), true_form(g, k))
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+def test_samples_of_any_scale_do_not_reach_each_other(shape):
+    scales = torch.tensor([1e-15, 1e4, 1e-4, 0.0, 1e15])[: shape[0]].view(-1, 1, 1, 1)
+    g, k = sample(shape, torch.float32) * scales, definite(shape, torch.float32)
+    for value, truth in zip(functional.covariance_form(g, k), true_form(g, k), strict=True):
+        assert relative_error(value, truth) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+def test_a_sample_that_is_not_finite_spoils_no_other(shape, bad):
+    g, k = sample(shape, torch.float32), definite(shape, torch.float32)
+    truth = true_form(g, k)
+    for spoilt in range(shape[0]):
+        one_bad = g.clone()
+        one_bad[spoilt, 0, 1, 2] = bad
+        result = functional.covariance_form(one_bad, k)
+        assert not result[spoilt].isfinite()
+        rest = torch.arange(shape[0]) != spoilt
+        assert_true(result[rest], truth[rest], torch.float32)
+
+
+def test_hand_computed():
+    g = torch.tensor([[[[1.0, 0.0, 2.0]]]])
+    k = torch.tensor([[[[5.0, 3.0, 1.0, 10.0, 20.0]]]])
+    torch.testing.assert_close(functional.covariance_form(g, k), torch.tensor([41.0 + 2 * 7.0]))
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+def test_the_form_of_the_identity_is_the_squared_length(shape):
+    k = torch.zeros_like(covariance_of(shape, torch.float64))
+    channels, height, width = shape[1:]
+    k[range(channels), range(channels), height - 1, width - 1] = 1.0
+    g = sample(shape, torch.float64)
+    torch.testing.assert_close(functional.covariance_form(g, k), g.flatten(1).square().sum(1))
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+def test_the_biased_autocovariance_is_positive_semidefinite(shape):
+    k = functional.autocovariance(sample(shape, torch.float64, 5), unbiased=False)
+    eigenvalues = torch.linalg.eigvalsh(matrix(k))
+    assert eigenvalues.min() > -1e-12 * eigenvalues.max()
+    assert (functional.covariance_form(sample(shape, torch.float64), k) >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(shape, layout, requires_grad):
+    g = layouts(sample(shape, torch.float32))[layout].detach().requires_grad_(requires_grad)
+    k = covariance_of(shape, torch.float32)
+    torch.library.opcheck(OPS.covariance_form.default, (g, k))
+    torch.library.opcheck(OPS.covariance_form.default, (g.detach()[:0], k))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 2), (3, 1, 17, 19)], ids=str)
+def test_derivatives(shape):
+    g = sample(shape, torch.float64).requires_grad_()
+    k = covariance_of(shape, torch.float64)
+    fast = g.numel() > 100
+    assert gradcheck(functional.covariance_form, (g, k), fast_mode=fast)
+    assert gradgradcheck(functional.covariance_form, (g, k), fast_mode=fast)
+
+
+def test_bitwise_repeatable():
+    g, k = sample((9, 3, 16, 20), torch.float32), covariance_of((9, 3, 16, 20), torch.float32)
+    assert bitwise_with_threads(lambda: functional.covariance_form(g, k))
+    assert bitwise_with_threads(lambda: functional.covariance_form(g[:1], k))
+
+
+def test_a_compiled_form_is_the_eager_one():
+    k = covariance_of(SPECTRAL, torch.float32)
+    g = sample(SPECTRAL, torch.float32).requires_grad_()
+    compiled = torch.compile(functional.covariance_form, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(g, k), functional.covariance_form(g, k))

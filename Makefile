@@ -27,6 +27,7 @@ lint: .venv/installed  ## check style, docstrings and types
 	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp)
 
 wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, into dist/
+	rm -rf build/lib*  # setuptools would pack what an earlier build left there
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 # The environment, the package in it, and its libraries as csrc has them now.

@@ -21,7 +21,7 @@ def test_autocovariance(shape, compare, benchmark):
     pairs = reference.pair_counts(p.double())
     for method in methods.values():
         spectral.assert_accurate(method() * pairs, truth * pairs)
-    samples, channels, height, width = shape
+    _, channels, height, width = shape
     medians = compare(
         f"autocovariance|fwd|{shape}|float32|cpu",
         methods,

@@ -1,4 +1,4 @@
-"""covariance_form against the product by a convolution, a matrix or plain FFTs, and a dot product."""
+"""covariance_form against a dot product with the product by convolution, matrix or plain FFTs."""
 
 import pytest
 import spectral
@@ -69,9 +69,7 @@ def test_derivative(shape, compare):
     spectral.form(wide, spectral.fft_product(wide, k.double())).sum().backward()
     compared = {
         "robustkern": lambda: differentiate(lambda x: functional.covariance_form(x, k)),
-        "torch.fft": lambda: differentiate(
-            lambda x: spectral.form(x, spectral.fft_product(x, k))
-        ),
+        "torch.fft": lambda: differentiate(lambda x: spectral.form(x, spectral.fft_product(x, k))),
     }
     for method in compared.values():
         spectral.assert_accurate(method(), wide.grad)

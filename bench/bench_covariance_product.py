@@ -73,6 +73,4 @@ def test_derivative(shape, compare):
     }
     for method in compared.values():
         spectral.assert_accurate(method(), truth)
-    compare(
-        f"covariance_product|fwd+bwd|{shape}|float32|cpu", compared, baseline="robustkern"
-    )
+    compare(f"covariance_product|fwd+bwd|{shape}|float32|cpu", compared, baseline="robustkern")

@@ -28,12 +28,15 @@ def compare(benchmark, request):
         baseline: str,
         rounds: int = 20,
         warmup: int = 3,
+        limit: Callable[[], float] | None = None,
         **facts: Any,
     ) -> dict[str, float]:
         """Median seconds by method.
 
         Each method's `ratio` is the median over rounds of its time over the baseline's in the same
-        round, so that a machine whose speed drifts does not favour one of them.
+        round, so that a machine whose speed drifts does not favour one of them. `limit`
+        measures this machine's bandwidth in bytes per second, before and after; with `bytes_min`
+        among the facts each row says which share of it the method reaches.
         """
         if request.config.getoption("--smoke"):
             rounds, warmup = 1, 0
@@ -46,7 +49,9 @@ def compare(benchmark, request):
                 seconds[name].append(time.perf_counter() - start)
 
         benchmark.group = group
+        before = limit() if limit else 0.0
         benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=warmup)
+        bandwidth = (before + limit()) / 2 if limit else None
         medians = {}
         for name, times in seconds.items():
             times = times[warmup:]
@@ -63,6 +68,9 @@ def compare(benchmark, request):
                 "rounds": rounds,
                 **facts,
             }
+            if bandwidth:
+                row["limit_bytes_per_s"] = bandwidth
+                row["share_of_limit"] = facts["bytes_min"] / medians[name] / bandwidth
             benchmark.extra_info[name] = row
             ROWS.append(row)
         return medians

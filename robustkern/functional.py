@@ -217,7 +217,9 @@ def show_config() -> None:
     """
     print(f"{'op':<20} {'CPU':<10} {'CUDA':<10}")
     for op in ops.__all__:
-        served = ["compiled" if has_kernel(op, device) else "reference" for device in ("CPU", "CUDA")]
+        served = [
+            "compiled" if has_kernel(op, device) else "reference" for device in ("CPU", "CUDA")
+        ]
         print(f"{op:<20} {served[0]:<10} {served[1]:<10}")
 
 

@@ -1,8 +1,8 @@
 // Fast Fourier transforms of many signals side by side, one in each lane of a vector.
 //
 // A library's transform of so short a signal spends most of its time outside its arithmetic. Here a
-// vector holds one element of kLanes signals, so that every step is one instruction for all of them,
-// whatever the length, and nothing is shuffled.
+// vector holds one element of kLanes signals, so that every step is one instruction for all of
+// them, whatever the length, and nothing is shuffled.
 #pragma once
 
 #include <algorithm>
@@ -139,9 +139,9 @@ inline std::vector<int> radices_of(int64_t length) {
   return length == 1 ? radices : std::vector<int>();
 }
 
-// The even length, with no prime factor above 5, that is transformed fastest among those that keep the
-// displacements -(size-1), ..., size-1 apart. Time goes by elements and passes, whatever the radix,
-// and what surrounds a transform takes that of about two passes.
+// The even length, with no prime factor above 5, that is transformed fastest among those that keep
+// the displacements -(size-1), ..., size-1 apart. Time goes by elements and passes, whatever the
+// radix, and what surrounds a transform takes that of about two passes.
 inline int64_t transform_length(int64_t size) {
   int64_t best = 0, least = 0;
   for (int64_t length = 2 * size; length <= 4 * size; length += 2) {
@@ -155,8 +155,9 @@ inline int64_t transform_length(int64_t size) {
   return best;
 }
 
-// The passes of a transform of even length, after Stockham: no bit reversal, each pass from one array
-// to another. An even radix comes first forwards and last backwards, where half is zero or unwanted.
+// The passes of a transform of even length, after Stockham: no bit reversal, each pass from one
+// array to another. An even radix comes first forwards and last backwards, where half is zero or
+// unwanted.
 template <class T>
 class Plan {
  public:

@@ -1,4 +1,5 @@
-// Images (N, C, H, W) and covariances (C, C, 2H-1, 2W-1), as kernels that compute in one dtype see them.
+// Images (N, C, H, W) and covariances (C, C, 2H-1, 2W-1), as kernels that compute in one dtype see
+// them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,9 +1,9 @@
 // Spectra of images, two images in one complex transform, for products over pixel displacements.
 //
-// An image is transformed down its columns first, kLanes columns side by side as they lie in memory,
-// and then along its rows, kLanes vertical frequencies side by side. The second transform, whatever is
-// done to the spectrum, and the way back touch one band of vertical frequencies at a time, so the
-// whole spectrum of an image is never in memory.
+// An image is transformed down its columns first, kLanes columns side by side as they lie in
+// memory, and then along its rows, kLanes vertical frequencies side by side. The second transform,
+// whatever is done to the spectrum, and the way back touch one band of vertical frequencies at a
+// time, so the whole spectrum of an image is never in memory.
 //
 // Vertical frequencies are odd multiples of half a step: row d is turned by exp(-i pi d / length)
 // first. Then each has its negative among the others, none is its own negative, and two real images
@@ -52,14 +52,14 @@ struct Grid {
   int64_t channels, height, width;
   Plan<T> y, x;
   int64_t bands;
-  // Vectors from one column of a half-way transform to the next: bands, each with its mirror, and one
-  // unused, for columns a power of two apart would share few cache lines.
+  // Vectors from one column of a half-way transform to the next: bands, each with its mirror, and
+  // one unused, for columns a power of two apart would share few cache lines.
   int64_t row;
   std::vector<T> twist;  // cos and sin of pi d / y.length
 };
 
-// Two images in a complex one, the second as its imaginary part; null for none. The scales are applied
-// on the way in and taken back on the way out.
+// Two images in a complex one, the second as its imaginary part; null for none. The scales are
+// applied on the way in and taken back on the way out.
 template <class T>
 struct Pair {
   T *first, *second;
@@ -72,8 +72,8 @@ struct Pair {
   }
 };
 
-// Transposes a tile of kLanes x kLanes from and to rows anywhere, in blocks of the narrowest vectors,
-// which every machine has.
+// Transposes a tile of kLanes x kLanes from and to rows anywhere, in blocks of the narrowest
+// vectors, which every machine has.
 template <class T>
 void transpose(const T* const* from, T* const* to) {
   typedef T Block __attribute__((vector_size(16)));
@@ -100,55 +100,29 @@ void transpose(const T* const* from, T* const* to) {
   }
 }
 
-// Calls body(vertical frequency or -1 for a lane without one, band and side as offset in a row, lane).
-template <class T, class Body>
-void for_each_frequency(const Grid<T>& grid, int64_t offset, Body body) {
-  const int64_t band = offset / 2, half = grid.y.length / 2;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
-    const int64_t k = band * kLanes<T> + lane;
-    body(lane, k >= half ? -1 : offset % 2 ? grid.y.length - 1 - k : k);
-  }
-}
-
-// From `frequencies`, indexed by the vertical one with `count` columns in the lanes, to `work`, where
-// each column is a row of bands.
-template <class T>
-void scatter_bands(const Grid<T>& grid, const Complex<T>* frequencies, int64_t count,
-                   Complex<T>* work) {
-  const Complex<T> zero{};
-  Complex<T> sink;
-  const T* from[2][kLanes<T>];
-  T* to[2][kLanes<T>];
+// Transposes between `frequencies`, one vertical frequency after the other with `count` columns in
+// the lanes, and `work`, one column after the other with bands of frequencies in the lanes.
+template <bool kToWork, class T>
+void transpose_bands(const Grid<T>& grid, Complex<T>* frequencies, int64_t count,
+                     Complex<T>* work) {
+  Complex<T> zero{}, sink;  // in place of lanes without a column or a frequency
+  const int64_t half = grid.y.length / 2;
   for (int64_t offset = 0; offset < 2 * grid.bands; ++offset) {
-    for_each_frequency(grid, offset, [&](int64_t lane, int64_t k) {
-      const Complex<T>& source = k < 0 ? zero : frequencies[k];
-      Complex<T>& target = lane < count ? work[lane * grid.row + offset] : sink;
-      from[0][lane] = reinterpret_cast<const T*>(&source.re);
-      from[1][lane] = reinterpret_cast<const T*>(&source.im);
-      to[0][lane] = reinterpret_cast<T*>(&target.re);
-      to[1][lane] = reinterpret_cast<T*>(&target.im);
-    });
-    transpose(from[0], to[0]);
-    transpose(from[1], to[1]);
-  }
-}
-
-template <class T>
-void gather_bands(const Grid<T>& grid, const Complex<T>* work, int64_t count,
-                  Complex<T>* frequencies) {
-  const Complex<T> zero{};
-  Complex<T> sink;
-  const T* from[2][kLanes<T>];
-  T* to[2][kLanes<T>];
-  for (int64_t offset = 0; offset < 2 * grid.bands; ++offset) {
-    for_each_frequency(grid, offset, [&](int64_t lane, int64_t k) {
-      const Complex<T>& source = lane < count ? work[lane * grid.row + offset] : zero;
-      Complex<T>& target = k < 0 ? sink : frequencies[k];
-      from[0][lane] = reinterpret_cast<const T*>(&source.re);
-      from[1][lane] = reinterpret_cast<const T*>(&source.im);
-      to[0][lane] = reinterpret_cast<T*>(&target.re);
-      to[1][lane] = reinterpret_cast<T*>(&target.im);
-    });
+    const T* from[2][kLanes<T>];
+    T* to[2][kLanes<T>];
+    for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+      const int64_t k = offset / 2 * kLanes<T> + lane, mirrored = grid.y.length - 1 - k;
+      Complex<T>* const column = lane < count ? work + lane * grid.row + offset : nullptr;
+      Complex<T>* const frequency = k < half ? frequencies + (offset % 2 ? mirrored : k) : nullptr;
+      Complex<T>* source = kToWork ? frequency : column;
+      Complex<T>* target = kToWork ? column : frequency;
+      if (!source) source = &zero;
+      if (!target) target = &sink;
+      from[0][lane] = reinterpret_cast<const T*>(&source->re);
+      from[1][lane] = reinterpret_cast<const T*>(&source->im);
+      to[0][lane] = reinterpret_cast<T*>(&target->re);
+      to[1][lane] = reinterpret_cast<T*>(&target->im);
+    }
     transpose(from[0], to[0]);
     transpose(from[1], to[1]);
   }
@@ -184,8 +158,8 @@ ROBUSTKERN_CLONES double sum_of_squares(const T* values, int64_t count) {
   return total;
 }
 
-// The power of two that brings the root mean square near one. A sample without one has its product's
-// elements here instead: 0 if it is zero, NaN if it is not finite.
+// The power of two that brings the root mean square near one. A sample without one has its
+// product's elements here instead: 0 if it is zero, NaN if it is not finite.
 template <class T>
 T normalizing_scale(const T* values, int64_t count) {
   const double squares = sum_of_squares(values, count);
@@ -232,7 +206,11 @@ ROBUSTKERN_CLONES void store_rows(const Grid<T>& grid, const Complex<T>* from, i
   }
 }
 
-inline int64_t strips_of(int64_t columns, int64_t lanes) { return (columns + lanes - 1) / lanes; }
+// How many vectors hold this many columns.
+template <class T>
+int64_t strips_of(int64_t columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T>;
+}
 
 // Vectors that the half-way transforms of one pair need.
 template <class T>
@@ -243,7 +221,7 @@ int64_t work_size(const Grid<T>& grid) {
 // A pair of samples (C, H, W), transformed down its columns: (C, x.length / 2, row), zero beyond W.
 template <class T>
 void transform_columns(const Grid<T>& grid, Pair<const T> samples, Complex<T>* work) {
-  const int64_t strips = strips_of(grid.width, kLanes<T>), half = grid.x.length / 2;
+  const int64_t strips = strips_of<T>(grid.width), half = grid.x.length / 2;
   torch::stable::parallel_for(0, grid.channels * strips, 1, [&](int64_t begin, int64_t end) {
     const auto frequencies = make_buffer<T>(3 * grid.y.length);
     for (int64_t task = begin; task < end; ++task) {
@@ -255,7 +233,7 @@ void transform_columns(const Grid<T>& grid, Pair<const T> samples, Complex<T>* w
       std::fill(rows + grid.height, rows + grid.y.length / 2, Complex<T>{});
       transform<T, false, true>(grid.y, {rows, 1}, {rows, 1}, scratch);
       Complex<T>* const image = work + channel * half * grid.row;
-      scatter_bands(grid, rows, count, image + column * grid.row);
+      transpose_bands<true>(grid, rows, count, image + column * grid.row);
       if (column + count == grid.width) {
         std::fill_n(image + grid.width * grid.row, (half - grid.width) * grid.row, Complex<T>{});
       }
@@ -265,8 +243,8 @@ void transform_columns(const Grid<T>& grid, Pair<const T> samples, Complex<T>* w
 
 // The way back.
 template <class T>
-void untransform_columns(const Grid<T>& grid, const Complex<T>* work, Pair<T> samples) {
-  const int64_t strips = strips_of(grid.width, kLanes<T>), half = grid.x.length / 2;
+void untransform_columns(const Grid<T>& grid, Complex<T>* work, Pair<T> samples) {
+  const int64_t strips = strips_of<T>(grid.width), half = grid.x.length / 2;
   torch::stable::parallel_for(0, grid.channels * strips, 1, [&](int64_t begin, int64_t end) {
     const auto frequencies = make_buffer<T>(3 * grid.y.length);
     for (int64_t task = begin; task < end; ++task) {
@@ -274,7 +252,7 @@ void untransform_columns(const Grid<T>& grid, const Complex<T>* work, Pair<T> sa
       const int64_t at = channel * grid.height * grid.width + column;
       const int64_t count = std::min(kLanes<T>, grid.width - column);
       const auto rows = frequencies.get(), scratch = rows + grid.y.length;
-      gather_bands(grid, work + (channel * half + column) * grid.row, count, rows);
+      transpose_bands<false>(grid, rows, count, work + (channel * half + column) * grid.row);
       transform<T, true, true>(grid.y, {rows, 1}, {rows, 1}, scratch);
       store_rows(grid, rows, count, samples + at);
     }
@@ -304,8 +282,8 @@ void untransform_band(const Grid<T>& grid, Complex<T>* spectrum, int64_t band, C
   }
 }
 
-// Calls body(begin, end) for ranges of tasks in parallel, or, where there are too few for that, for all
-// of them at once, which leaves the threads to what the body does.
+// Calls body(begin, end) for ranges of tasks in parallel, or, where there are too few for that, for
+// all of them at once, which leaves the threads to what the body does.
 template <class Body>
 void parallel_if_many(int64_t tasks, Body body) {
   const int64_t grain = tasks < torch::stable::get_num_threads() ? tasks : 1;
@@ -322,50 +300,56 @@ void for_each_pair(const Grid<T>& grid, const T* data, int64_t begin, int64_t en
   }
 }
 
-// Columns of real arrays over displacements, (2H-1, 2W-1), each displacement modulo the grid.
+// Which of kLanes columns of the grid hold a horizontal displacement: lanes below `right` that of
+// their column, and lanes `left` to `last` their column less the grid's length.
+template <class T>
+struct DisplacementLanes {
+  DisplacementLanes(const Grid<T>& grid, int64_t column)
+      : right(clamp(grid.width - column)),
+        left(clamp(grid.x.length - grid.width + 1 - column)),
+        last(std::max(left, clamp(grid.x.length - column))) {}
+
+  static int64_t clamp(int64_t lane) { return std::max<int64_t>(0, std::min(kLanes<T>, lane)); }
+
+  int64_t right, left, last;
+};
+
+// kLanes columns of real arrays over displacements, (2H-1, 2W-1), turned; a negative displacement
+// lies at the end of the grid. Other rows stay as they are.
 template <class T>
 ROBUSTKERN_CLONES void load_displacements(const Grid<T>& grid, Pair<const T> arrays, int64_t column,
                                           Complex<T>* to) {
-  const int64_t h = grid.height, w = grid.width, lanes = kLanes<T>;
-  const int64_t ny = grid.y.length, nx = grid.x.length;
-  // Lanes begin to end hold displacements column + lane - wrap.
-  const int64_t right = std::max<int64_t>(0, std::min(lanes, w - column));
-  const int64_t left = std::max<int64_t>(0, std::min(lanes, nx - w + 1 - column));
-  const int64_t last = std::max(left, std::min(lanes, nx - column));
+  const int64_t h = grid.height, w = grid.width, ny = grid.y.length, nx = grid.x.length;
+  const DisplacementLanes<T> lanes(grid, column);
   for (int64_t d = 1 - h; d < h; ++d) {
-    const auto load_both = [&](const T* array) {
+    const auto load_lanes = [&](const T* array) {
       T v[kLanes<T>] = {};
-      if (array != nullptr) {
+      if (array) {
         const T* zero = array + (d + h - 1) * (2 * w - 1) + w - 1;
-        for (int64_t lane = 0; lane < right; ++lane) v[lane] = zero[column + lane];
-        for (int64_t lane = left; lane < last; ++lane) v[lane] = zero[column + lane - nx];
+        for (int64_t lane = 0; lane < lanes.right; ++lane) v[lane] = zero[column + lane];
+        for (int64_t lane = lanes.left; lane < lanes.last; ++lane)
+          v[lane] = zero[column + lane - nx];
       }
-      return load(v, lanes);
+      return load(v, kLanes<T>);
     };
-    const Complex<T> z{load_both(arrays.first), load_both(arrays.second)};
+    const Complex<T> z{load_lanes(arrays.first), load_lanes(arrays.second)};
     const T sine = grid.twist[2 * std::abs(d) + 1];
     to[d < 0 ? d + ny : d] = times(z, grid.twist[2 * std::abs(d)], d < 0 ? sine : -sine);
   }
 }
 
-// Two real spectra out of one: x of the first array and y of the second, of a band, from (2, x.length)
-// of both packed. Calls body(horizontal frequency, 2 x, 2 y).
-template <class T, class Body>
-ROBUSTKERN_INLINE void unpack(int64_t length, const Complex<T>* band, Body body) {
-  for (int64_t k = 0; k < length; ++k) {
-    const Complex<T> z = band[k];
-    const Complex<T> mirrored = conjugate(band[length + (k ? length - k : 0)]);
-    body(k, z + mirrored, times_minus_i(z - mirrored));
-  }
-}
-
+// From one band of a pair of real arrays' spectrum, (2, x.length), the conjugates of the spectrum
+// of the first to `to` and of the second, if there are both, after it; `arrays` lie at each
+// frequency.
 template <class T>
 ROBUSTKERN_CLONES void store_spectrum(int64_t length, const Complex<T>* band, int64_t arrays,
                                       T scale, bool both, Complex<T>* to) {
-  unpack(length, band, [&](int64_t k, const Complex<T>& x, const Complex<T>& y) {
-    to[k * arrays] = conjugate(x) * (scale / 2);
-    if (both) to[k * arrays + 1] = conjugate(y) * (scale / 2);
-  });
+  for (int64_t k = 0; k < length; ++k, to += arrays) {
+    const Complex<T> z = band[k];
+    const Complex<T> mirrored = conjugate(band[length + (k ? length - k : 0)]);
+    to[0] = conjugate(z + mirrored) * (scale / 2);
+    if (both) to[1] = conjugate(times_minus_i(z - mirrored)) * (scale / 2);
+  }
 }
 
 // sum over d of K[c, c', d] exp(i omega d) / (y.length x.length), for the frequencies of all bands:
@@ -374,7 +358,7 @@ template <class T>
 Buffer<T> covariance_spectrum(const Grid<T>& grid, const T* covariance) {
   const int64_t arrays = grid.channels * grid.channels, pairs = (arrays + 1) / 2;
   const int64_t size = (2 * grid.height - 1) * (2 * grid.width - 1);
-  const int64_t ny = grid.y.length, nx = grid.x.length, strips = strips_of(nx, kLanes<T>);
+  const int64_t ny = grid.y.length, nx = grid.x.length, strips = strips_of<T>(nx);
   const T scale = T(1) / static_cast<T>(nx * ny);
   auto spectrum = make_buffer<T>(grid.bands * nx * arrays);
   const auto work = make_buffer<T>(pairs * nx * grid.row);
@@ -386,10 +370,11 @@ Buffer<T> covariance_spectrum(const Grid<T>& grid, const T* covariance) {
       const int64_t pair = task / strips, column = task % strips * kLanes<T>;
       const T* first = covariance + 2 * pair * size;
       std::fill(rows + grid.height, rows + ny - grid.height + 1, Complex<T>{});
-      load_displacements(grid, {first, 2 * pair + 1 < arrays ? first + size : nullptr}, column, rows);
+      load_displacements(grid, {first, 2 * pair + 1 < arrays ? first + size : nullptr}, column,
+                         rows);
       transform<T, false, false>(grid.y, {rows, 1}, {rows, 1}, scratch);
-      scatter_bands(grid, rows, std::min(kLanes<T>, nx - column),
-                    work.get() + (pair * nx + column) * grid.row);
+      transpose_bands<true>(grid, rows, std::min(kLanes<T>, nx - column),
+                            work.get() + (pair * nx + column) * grid.row);
     }
   });
   torch::stable::parallel_for(0, pairs * grid.bands, 1, [&](int64_t begin, int64_t end) {

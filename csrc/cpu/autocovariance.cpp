@@ -1,5 +1,5 @@
-// K[c, c', d] = mean of p_c(i) p_c'(i + d): spectra multiplied and summed over the batch, then brought
-// back once.
+// K[c, c', d] = mean of p_c(i) p_c'(i + d): spectra multiplied and summed over the batch, then
+// brought back once.
 
 #include <torch/csrc/stable/library.h>
 
@@ -10,8 +10,8 @@
 namespace robustkern {
 namespace {
 
-// Sums of a fixed number of slices of the batch, so that the result does not depend on the number of
-// threads. A slice's sums are as large as a covariance's spectrum, so large images have few.
+// Sums of a fixed number of slices of the batch, so that the result does not depend on the number
+// of threads. A slice's sums are as large as a covariance's spectrum, so large images have few.
 constexpr int64_t kSlices = 16, kSliceBands = 64;
 
 // Adds conj(z_c) z_c' of one band and its mirror, (2, C, x.length), to the sums of all c <= c'.
@@ -76,7 +76,8 @@ Buffer<T> sum_spectra(const Grid<T>& grid, const T* perturbation, int64_t sample
   return sums;
 }
 
-// 1 / (length M(d)) for displacements d = 0, 1, ..., where M counts the pixel pairs at that distance.
+// 1 / (length M(d)) for displacements d = 0, 1, ..., where M counts the pixel pairs at that
+// distance.
 inline std::vector<double> mean_factors(int64_t size, int64_t length, bool unbiased) {
   std::vector<double> factors;
   for (int64_t d = 0; d < size; ++d) {
@@ -85,16 +86,15 @@ inline std::vector<double> mean_factors(int64_t size, int64_t length, bool unbia
   return factors;
 }
 
-// kLanes columns of a pair of arrays, from the first one on, out of rows over vertical displacements
-// modulo the grid. `x_factors` is indexed by the column, and zero where there is none.
+// kLanes columns of a pair of arrays, from the first one on, out of rows over vertical
+// displacements modulo the grid. `x_factors` is indexed by the column, and zero where there is
+// none.
 template <class T>
 ROBUSTKERN_CLONES void store_displacements(const Grid<T>& grid, const Complex<T>* rows,
                                            const double* y_factors, const T* x_factors,
                                            int64_t column, Pair<T> arrays) {
   const int64_t h = grid.height, w = grid.width, ny = grid.y.length, nx = grid.x.length;
-  const int64_t right = std::max<int64_t>(0, std::min(kLanes<T>, w - column));
-  const int64_t left = std::max<int64_t>(0, std::min(kLanes<T>, nx - w + 1 - column));
-  const int64_t last = std::max(left, std::min(kLanes<T>, nx - column));
+  const DisplacementLanes<T> lanes(grid, column);
   const Vector<T> x_factor = load(x_factors + column, kLanes<T>);
   for (int64_t d = 1 - h; d < h; ++d) {
     const T y_factor = static_cast<T>(y_factors[std::abs(d)]);
@@ -103,10 +103,11 @@ ROBUSTKERN_CLONES void store_displacements(const Grid<T>& grid, const Complex<T>
     const Complex<T> z = times(rows[d < 0 ? d + ny : d], cosine, d < 0 ? -sine : sine);
     const auto store_lanes = [&](const Vector<T>& v, T* array) {
       T* const zero = array + (d + h - 1) * (2 * w - 1) + w - 1;
-      if (right) std::memcpy(zero + column, &v, right * sizeof(T));
-      if (last > left) {
-        const auto lanes = reinterpret_cast<const T*>(&v) + left;
-        std::memcpy(zero + column + left - nx, lanes, (last - left) * sizeof(T));
+      T values[kLanes<T>];
+      store(values, v, kLanes<T>);
+      for (int64_t lane = 0; lane < lanes.right; ++lane) zero[column + lane] = values[lane];
+      for (int64_t lane = lanes.left; lane < lanes.last; ++lane) {
+        zero[column + lane - nx] = values[lane];
       }
     };
     store_lanes(z.re * x_factor, arrays.first);
@@ -145,7 +146,7 @@ void autocovariance(const Grid<T>& grid, const T* perturbation, int64_t samples,
 
   const auto y_factors = mean_factors(grid.height, ny, unbiased);
   const auto factors = mean_factors(grid.width, nx, unbiased);
-  const int64_t strips = strips_of(nx, kLanes<T>);
+  const int64_t strips = strips_of<T>(nx);
   std::vector<T> x_factors(strips * kLanes<T>);
   for (int64_t d = 0; d < grid.width; ++d) {
     // Half: a frequency and its mirror were both added.
@@ -157,8 +158,8 @@ void autocovariance(const Grid<T>& grid, const T* perturbation, int64_t samples,
     const auto rows = buffer.get(), scratch = rows + ny;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t pair = task / strips, column = task % strips * kLanes<T>;
-      gather_bands(grid, work.get() + (pair * nx + column) * grid.row,
-                   std::min(kLanes<T>, nx - column), rows);
+      transpose_bands<false>(grid, rows, std::min(kLanes<T>, nx - column),
+                             work.get() + (pair * nx + column) * grid.row);
       transform<T, true, false>(grid.y, {rows, 1}, {rows, 1}, scratch);
       const bool both = 2 * pair + 1 < count;
       store_displacements(grid, rows, y_factors.data(), x_factors.data(), column,

@@ -16,8 +16,8 @@ ROBUSTKERN_INLINE double lane_sum(const Vector<T>& v) {
   return sum;
 }
 
-// What one band and its mirror, (2, C, x.length), add to the forms of a pair of samples. Sigma counts
-// by its symmetric part alone, which is a Hermitian matrix at every frequency.
+// What one band and its mirror, (2, C, x.length), add to the forms of a pair of samples. Sigma
+// counts by its symmetric part alone, which is a Hermitian matrix at every frequency.
 template <class T, int64_t kChannels>
 ROBUSTKERN_CLONES void reduce_band(const Grid<T>& grid, const Complex<T>* matrices,
                                    const Complex<T>* spectrum, Complex<T>* columns, double* forms) {
@@ -39,8 +39,7 @@ ROBUSTKERN_CLONES void reduce_band(const Grid<T>& grid, const Complex<T>* matric
       totals[0] += variance * (x[c].re * x[c].re + x[c].im * x[c].im);
       totals[1] += variance * (y[c].re * y[c].re + y[c].im * y[c].im);
       for (int64_t d = c + 1; d < channels; ++d) {
-        const Complex<T> both =
-            matrices[c * channels + d] + conjugate(matrices[d * channels + c]);
+        const Complex<T> both = matrices[c * channels + d] + conjugate(matrices[d * channels + c]);
         totals[0] += both.re * (x[c].re * x[d].re + x[c].im * x[d].im) -
                      both.im * (x[c].re * x[d].im - x[c].im * x[d].re);
         totals[1] += both.re * (y[c].re * y[d].re + y[c].im * y[d].im) -
@@ -135,8 +134,8 @@ Tensor covariance_form_cpu(const Tensor& gradient, const Tensor& covariance) {
     }
     const Grid<T> grid(g.size(1), g.size(2), g.size(3));
     const auto spectrum = covariance_spectrum(grid, static_cast<const T*>(k.const_data_ptr()));
-    forms = spectral_form(grid, static_cast<const T*>(g.const_data_ptr()), g.size(0),
-                          spectrum.get());
+    forms =
+        spectral_form(grid, static_cast<const T*>(g.const_data_ptr()), g.size(0), spectrum.get());
   });
   return to_per_sample_tensor(forms, gradient);
 }

@@ -10,7 +10,8 @@
 namespace robustkern {
 namespace {
 
-// One band and its mirror, in place: (2, C, x.length). kChannels is C, or 0 where C is known only here.
+// One band and its mirror, in place: (2, C, x.length). kChannels is C, or 0 where C is known only
+// here.
 template <class T, int64_t kChannels>
 ROBUSTKERN_CLONES void multiply_band(const Grid<T>& grid, const Complex<T>* matrices,
                                      Complex<T>* spectrum, Complex<T>* column) {
@@ -84,13 +85,14 @@ Tensor covariance_product_cpu(const Tensor& gradient, const Tensor& covariance) 
   check_covariance("covariance_product", gradient, covariance);
   const ScalarType dtype = per_sample_dtype(gradient);
   const Tensor g = contiguous_as(gradient, dtype), k = contiguous_as(covariance, dtype);
-  Tensor product = empty_contiguous(g);
+  Tensor product;
   dispatch_sums(g, [&](auto zero) {
     using T = decltype(zero);
     if (sample_elements(g) <= kDenseProduct) {
       product = torch::stable::view(dense_product<T>(g, k), g.sizes());
       return;
     }
+    product = empty_contiguous(g);
     const Grid<T> grid(g.size(1), g.size(2), g.size(3));
     const auto spectrum = covariance_spectrum(grid, static_cast<const T*>(k.const_data_ptr()));
     covariance_product(grid, static_cast<const T*>(g.const_data_ptr()), g.size(0), spectrum.get(),

@@ -38,6 +38,7 @@ class Method:
     precision: str = "float32"
     naive: bool = False
     batch_norm: str = "batch"
+    shift: float | str = "auto"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ SETTINGS = {
             Method("CURE, authors' structure", _SQUARE, naive=True),
             Method("CURE", _SQUARE),
             Method("CURE, bfloat16", _SQUARE, "bfloat16"),
+            Method("CURE, shift 1e-3", _SQUARE, shift=1e-3),
+            Method("CURE, shift 3e-3", _SQUARE, shift=3e-3),
             Method("CURE, eval-mode passes", _SQUARE, batch_norm="eval"),
             Method("CURE anchored", {**_SQUARE, "name": "anchored-cure"}),
             Method("GN", {"name": "gn", "weight": "0.1"}),
@@ -112,6 +115,7 @@ def trainer(
         "flip": setting.augment,
         "precision": method.precision,
         "batch_norm": method.batch_norm,
+        "shift": method.shift,
         "seed": seed,
     }
     if method.naive:
@@ -160,6 +164,7 @@ def main() -> None:
                         "method": method.name,
                         "penalty": method.penalty,
                         "precision": method.precision,
+                        "shift": method.shift,
                         "seconds": seconds,
                         "clean": record.clean_accuracy,
                         "eps": setting.eps,
@@ -167,7 +172,7 @@ def main() -> None:
                         "pgd": [attacked(run.model, data, e, setting.steps) for e in setting.eps],
                     }
                 )
-                tqdm.write(f"{method.name}: {rows[-1]}")
+                tqdm.write(f"{method.name}: {seconds:.0f} s, clean {record.clean_accuracy:.3f}")
     print(f"{'method':<28}{'seconds':>9}{'clean':>8}" + "".join(f"{e:>9.4f}" for e in setting.eps))
     for method in setting.methods:
         of_method = [row for row in rows if row["method"] == method.name]

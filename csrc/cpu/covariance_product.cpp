@@ -18,7 +18,8 @@ ROBUSTKERN_CLONES void multiply_band(const Grid<T>& grid, const Complex<T>* matr
   const int64_t channels = kChannels ? kChannels : grid.channels, nx = grid.x.length;
   Complex<T>* const mirror = spectrum + channels * nx;
   for (int64_t k = 0; k < nx; ++k, matrices += channels * channels) {
-    const auto multiply = [&](Complex<T>* z, T sign) {
+    // Inlined, for a function of its own would not be cloned.
+    const auto multiply = [&](Complex<T>* z, T sign) __attribute__((always_inline)) {
       Complex<T> registers[kChannels ? kChannels : 1];
       Complex<T>* const in = kChannels ? registers : column;
       for (int64_t c = 0; c < channels; ++c) in[c] = z[c * nx];

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustkern import reference
 from robustkern.evaluation import RobustAccuracy, robust_accuracy
 from robustkern.training.data import Dataset, load
 from robustkern.training.extras import require
 from robustkern.training.files import atomic_path, output_folder, write_json
 from robustkern.training.models import Normalize, ResNet, pixel_statistics
+from robustkern.training.naive import NaiveCURETrainer
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.report import percent, progress_bar, table, versions
 from robustkern.training.schedules import Schedule
@@ -47,6 +47,7 @@ class Settings:
     clean_epochs: int = 10
     epochs: int = 10
     lr: float = 0.001
+    shift: float | str = 0.005
     pgd_steps: int = 20
     timing_rounds: int = 15
     cure_weight: float = 0.5
@@ -64,20 +65,6 @@ class Result:
     accuracy: RobustAccuracy
 
 
-class _NaiveCURE(Trainer):
-    """Trains with CURE in the structure of its authors' code, in plain PyTorch."""
-
-    weight: float
-    h: float
-
-    def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the place of the engine: the penalty's value stays unknown, given as 0."""
-        loss = reference.authors_cure_backward(
-            self.model, inputs, targets, weight=self.weight, h=self.h
-        )
-        return loss, torch.zeros_like(loss)
-
-
 def demo(
     *,
     data: str = "digits",
@@ -90,7 +77,7 @@ def demo(
 
     All methods start from the same network and see the same batches. The three CUREs have one
     formula, the norm of the authors' code, one weight and one h, with which each pixel moves by the
-    smaller of the two eps of the table.
+    smaller of the two eps of the table. The learning rate falls to zero over the epochs.
 
     Args:
         data: as for `load`. Of larger sets the first images are used.
@@ -197,23 +184,25 @@ def _trainers(
     cure = {"weight": f"{settings.cure_weight}", "h": f"{h}", "norm": True}
     specs: dict[str, list[dict[str, Any]]] = {
         _PLAIN: [],
-        _NAIVE: [],
         "CURE": [{"name": "cure", **cure}],
         "anchored CURE": [{"name": "anchored-cure", **cure}],
         "GN": [{"name": "gn", "weight": f"{settings.gn_weight}"}],
         "SGR": [{"name": "sgr", "weight": f"{settings.sgr_weight}"}],
     }
-    lr = Schedule(((0, settings.lr), (settings.epochs, 0)))
-    trainers = {}
-    for method in _METHODS:
-        kind = _NaiveCURE if method == _NAIVE else Trainer
-        penalty = ScheduledPenalty(specs[method], images.shape)
+    options: dict[str, Any] = {
+        "lr": Schedule(((0, settings.lr), (settings.epochs, 0))),
+        "crop": settings.crop,
+        "shift": settings.shift,
+        "seed": seed + 1,
+    }
+
+    def trainer(method: str) -> Trainer:
         model = copy.deepcopy(clean)
-        trainers[method] = kind(model, images, penalty, lr=lr, crop=settings.crop, seed=seed + 1)
-    naive = trainers[_NAIVE]
-    assert isinstance(naive, _NaiveCURE)
-    naive.weight, naive.h = settings.cure_weight, h
-    return trainers
+        if method == _NAIVE:
+            return NaiveCURETrainer(model, images, weight=settings.cure_weight, h=h, **options)
+        return Trainer(model, images, ScheduledPenalty(specs[method], images.shape), **options)
+
+    return {method: trainer(method) for method in _METHODS}
 
 
 def _fit(trainer: Trainer, epochs: int, advance: Advance) -> None:

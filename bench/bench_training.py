@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from results import write_results
-from robustkern.training.naive import NaiveCURETrainer
 from torch import nn
 from tqdm import tqdm
 
 from robustkern.evaluation import accuracy, pgd
 from robustkern.training.data import Dataset, load
 from robustkern.training.models import Normalize, ResNet, cnn, pixel_statistics
+from robustkern.training.naive import NaiveCURETrainer
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.schedules import Schedule
 from robustkern.training.trainer import Trainer

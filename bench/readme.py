@@ -117,7 +117,7 @@ def ops() -> str:
             ]
         )
     return (
-        "The ops on the CPU against the fastest of the other ways to compute them. The limit is the "
+        "The ops on the CPU against the fastest other way to compute them. The limit is the "
         f"bandwidth of a dot product or a copy of the same size in the same run. {made(results)}"
         + table(["op", "size", "robustkern", "best other", "faster by", "of the limit"], rows)
     )

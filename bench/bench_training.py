@@ -37,7 +37,6 @@ class Method:
     penalty: dict[str, Any]
     precision: str = "float32"
     naive: bool = False
-    batch_norm: str = "batch"
     shift: float | str = "auto"
 
 
@@ -62,7 +61,7 @@ class Setting:
         body = (
             cnn(data.shape, data.classes, width=16)
             if data.shape[0] == 1
-            else ResNet(16, (1, 1, 1), data.shape[0], data.classes)
+            else ResNet(12, (1, 1, 1), data.shape[0], data.classes)
         )
         return nn.Sequential(Normalize(*pixel_statistics(data.x_train)), body)
 
@@ -88,16 +87,14 @@ SETTINGS = {
         ),
     ),
     "cifar10": Setting(
-        train=6_000, test=2_000, clean_epochs=8, epochs=4, lr=1e-3, batch_size=64,
+        train=6_000, test=1_000, clean_epochs=8, epochs=4, lr=1e-3, batch_size=64,
         augment=True, eps=(1 / 255, 2 / 255, 4 / 255), steps=10, seeds=1,
         methods=(
             Method("no penalty", {"name": "none"}),
             Method("CURE, authors' structure", _SQUARE, naive=True),
             Method("CURE", _SQUARE),
             Method("CURE, bfloat16", _SQUARE, "bfloat16"),
-            Method("CURE, shift 1e-3", _SQUARE, shift=1e-3),
             Method("CURE, shift 3e-3", _SQUARE, shift=3e-3),
-            Method("CURE, eval-mode passes", _SQUARE, batch_norm="eval"),
             Method("CURE anchored", {**_SQUARE, "name": "anchored-cure"}),
             Method("GN", {"name": "gn", "weight": "0.1"}),
         ),
@@ -114,7 +111,6 @@ def trainer(
         "crop": 4 if setting.augment else 0,
         "flip": setting.augment,
         "precision": method.precision,
-        "batch_norm": method.batch_norm,
         "shift": method.shift,
         "seed": seed,
     }

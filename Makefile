@@ -17,8 +17,10 @@ demo: .venv/installed  ## train, regularize and attack a small network: one tabl
 test: .venv/installed  ## run the tests
 	$(PYTHON) -m pytest
 
-bench: .venv/installed  ## run the benchmarks
-	$(PYTHON) -m pytest bench
+bench: .venv/installed  ## time ops and training steps; write bench/results and the README's tables
+	$(PYTHON) -m pytest bench/bench_step.py --results bench/results/cpu-step.json
+	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --results bench/results/cpu-ops.json
+	$(PYTHON) bench/readme.py
 
 lint: .venv/installed  ## check style, docstrings and types
 	$(PYTHON) -m ruff check .
@@ -40,4 +42,4 @@ wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, in
 .venv/torch: FORCE
 	@test -x $(PYTHON) || python3 -m venv .venv
 	@echo '$(TORCH)' | cmp --quiet - $@ || \
-		{ $(PYTHON) -m pip install $(TORCH) numpy && echo '$(TORCH)' > $@; }
+		{ $(PYTHON) -m pip install $(subst >,\>,$(subst <,\<,$(TORCH))) numpy && echo '$(TORCH)' > $@; }

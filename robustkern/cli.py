@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -240,4 +241,12 @@ def _eps(text: str) -> list[float]:
 
 
 def _shift(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    if text == "auto":
+        return text
+    try:
+        shift = float(text)
+    except ValueError:
+        shift = 0.0
+    if not 0 < shift < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 'auto' or a positive number, got {text}")
+    return shift

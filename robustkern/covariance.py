@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from robustkern import functional
-from robustkern.reference._samples import sample_sum, widen
+from robustkern.reference.samples import sample_sum, widen
 
 __all__ = ["CovarianceFunction", "FullCovariance"]
 
 
 class _RunningCovariance(nn.Module):
-    """An exponential moving average; the first update is taken whole."""
+    """A moving average; the first update is taken whole, one that is not finite not at all."""
 
     values: Tensor
     updates: Tensor
@@ -27,10 +27,17 @@ class _RunningCovariance(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def _average(self, estimate: Tensor) -> None:
-        # The count stays on the device, so that an update does not wait for it.
-        fresh = torch.where(self.updates == 0, 1.0, self.decay).to(self.values.dtype)
-        self.values.lerp_(estimate.to(self.values.dtype), fresh)
-        self.updates += 1
+        # All on the device, so that an update waits for nothing. An overflow, which a gradient
+        # scaler handles, must not stay in the average.
+        finite = estimate.isfinite().all()
+        newest = torch.where(finite, estimate.to(self.values.dtype), self.values)
+        share = torch.where(self.updates == 0, 1.0, self.decay).to(self.values.dtype)
+        self.values.lerp_(newest, share)
+        self.updates += finite
+
+    def _values_for(self, gradient: Tensor) -> Tensor:
+        # A graph keeps its own copy: the next update writes into the values.
+        return self.values.to(widen(gradient).dtype, copy=gradient.requires_grad)
 
 
 class CovarianceFunction(_RunningCovariance):
@@ -126,9 +133,6 @@ class CovarianceFunction(_RunningCovariance):
         size = self.channels * self.height * self.width
         return blocks.transpose(1, 2).reshape(size, size)
 
-    def _values_for(self, gradient: Tensor) -> Tensor:
-        return self.values.to(widen(gradient).dtype)
-
     def _check(self, method: str, argument: str, tensor: Tensor) -> None:
         expected = (self.channels, self.height, self.width)
         if not isinstance(tensor, Tensor):
@@ -197,7 +201,7 @@ class FullCovariance(_RunningCovariance):
             ValueError: for another number of elements.
         """
         rows = self._rows("product", "gradient", gradient)
-        product = rows @ self.values.to(rows.dtype).T
+        product = rows @ self._values_for(rows).T
         return product.reshape(gradient.shape).to(gradient.dtype)
 
     def form(self, gradient: Tensor) -> Tensor:
@@ -213,7 +217,7 @@ class FullCovariance(_RunningCovariance):
             ValueError: for another number of elements.
         """
         rows = self._rows("form", "gradient", gradient)
-        return sample_sum(rows * (rows @ self.values.to(rows.dtype).T))
+        return sample_sum(rows * (rows @ self._values_for(rows).T))
 
     def dense(self) -> Tensor:
         """The matrix itself, (D, D)."""

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from robustkern import ops, reference
 from robustkern.ops._library import has_kernel
-from robustkern.reference._samples import accumulation_dtype
+from robustkern.reference.samples import accumulation_dtype
 
 __all__ = [
     "autocovariance",

@@ -14,7 +14,7 @@ in every dtype.
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkern import functional
-from robustkern.reference._samples import widen
+from robustkern.reference.samples import widen
 
 if TYPE_CHECKING:
     from robustkern.penalties import Penalty
@@ -76,10 +76,15 @@ def backward(
 
     Ordinary forward and backward passes only, so it works wherever training does. Their number, in
     plain training steps: 2 for a penalty of g(x) alone, 4 for CURE, 3 for anchored CURE, and what
-    the union of their points needs for a sum. One graph is alive at a time. Random layers see the
-    same random numbers in every pass; running statistics and the random state move as in one plain
-    step. If anything raises, `.grad`, buffers, training mode, random state and the penalty's own
-    state are as they were.
+    the union of their points needs for a sum. One graph is alive at a time, and two copies of the
+    parameter gradients at most besides what was in `.grad`. Random layers see the same random
+    numbers in every pass; running statistics and the random state move as in one plain step. If
+    anything raises, `.grad`, buffers, training mode, random state and the penalty's own state are
+    as they were.
+
+    Only the model's parameters, and those of a `loss_fn` that is a module, get gradients: not the
+    inputs, and not what else the loss was made of. Hooks on parameters see the gradient of every
+    pass. Checkpointing within the model must not be reentrant (`use_reentrant=False`).
 
     Args:
         model: the network. Run it inside `torch.autocast` as for a plain step.
@@ -102,8 +107,9 @@ def backward(
     Raises:
         TypeError: for an argument of another type, or a model, loss or penalty that returns no
             tensor of the right kind.
-        ValueError: for inputs and targets of different lengths, an empty batch, or an option or
-            shift out of range.
+        ValueError: for inputs and targets of different lengths, an empty batch, no parameter that
+            requires grad, an option or shift out of range, or a penalty whose `value` depends on
+            other gradients for other values of them.
 
     Example:
         >>> import torch
@@ -126,11 +132,11 @@ def backward(
         if due is None:
             loss, outputs = passes.plain()
             value = torch.zeros_like(loss)
-        elif batch_norm == "eval" and any(module.training for module in model.modules()):
+        elif batch_norm == "eval" and any(m.training for m in _modules(model, but=penalty)):
             loss, outputs = passes.plain()
             clean = _take(passes.parameters)
-            with _eval_mode(model):
-                value, _, _ = passes.penalized(due, _Replay(model, inputs), with_loss=False)
+            with _eval_mode(_modules(model, but=penalty)):
+                value, _, _ = passes.penalized(due, _Replay(passes, penalty), with_loss=False)
             _add(passes.parameters, clean)
         else:
             value, loss, outputs = passes.penalized(due, replay, with_loss=True)
@@ -184,12 +190,10 @@ def loss_term(
         due = penalty.due()
         if due is None:
             return torch.zeros((), dtype=inputs.dtype, device=inputs.device)
-        if method == "double_backward":
+        if method == "double_backward" or not recorded:
             return passes.differentiable(due, replay, create_graph=recorded)
         value, _, _ = passes.penalized(due, replay, with_loss=False)
         gradients = _take(passes.parameters)
-    if not recorded:
-        return value
     term: Tensor = _Known.apply(value, gradients, *passes.parameters)  # type: ignore[no-untyped-call]
     return term
 
@@ -223,10 +227,10 @@ class _Passes:
     ) -> None:
         self.caller, self.model, self.loss_fn = caller, model, loss_fn
         self.inputs, self.targets, self.samples = inputs, targets, inputs.shape[0]
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        if isinstance(loss_fn, nn.Module):
-            self.parameters += [p for p in loss_fn.parameters() if p.requires_grad]
-        if not self.parameters:
+        self.modules = [model, loss_fn] if isinstance(loss_fn, nn.Module) else [model]
+        parameters = [p for module in self.modules for p in module.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = list(dict.fromkeys(parameters))  # once, where shared
+        if not self.parameters and torch.is_grad_enabled():
             raise ValueError(f"{caller}: model must have a parameter that requires grad, got none")
         self.shift, self.compute_dtype = shift, _compute_dtype(inputs)
         one = torch.ones((), device=inputs.device)
@@ -249,6 +253,9 @@ class _Passes:
 
         Returns:
             The penalty, the loss and the outputs at the inputs, detached.
+
+        Raises:
+            ValueError: if what the penalty depends on changes with the gradients' values.
         """
         held: Grads | None = None
         x = self.inputs.detach().requires_grad_()
@@ -281,6 +288,12 @@ class _Passes:
                 gradients.append(self._input_gradient(x))
 
         value, cotangents = self._cotangents(penalty, gradients)
+        found = [v is not None for v in cotangents]
+        if points and found != moves:
+            raise ValueError(
+                f"{self.caller}: {type(penalty).__name__}.value must depend on the same gradients "
+                f"whatever their values, got {moves} and {found}"
+            )
         moving = [
             (point, v)
             for point, v in zip([self.inputs, *points], cotangents, strict=True)
@@ -310,7 +323,9 @@ class _Passes:
             x = point.detach().requires_grad_()
             _, potential = self._evaluate(x, penalty)
             with self._full_precision():
-                (g,) = torch.autograd.grad(potential, x, create_graph=create_graph)
+                (g,) = torch.autograd.grad(
+                    potential, x, create_graph=create_graph, materialize_grads=True
+                )
                 return self.samples * g
 
         gradients = [gradient_at(self.inputs)]
@@ -432,20 +447,22 @@ class _Passes:
 class _Replay:
     """Makes every pass see what the first one saw, and leaves what the first one left.
 
-    That is the random state, and the model's buffers: running statistics move once, and a buffer
-    that enters the computation (spectral norm's) is the same in all passes.
+    That is the random state, and the buffers of model and loss: running statistics move once, and a
+    buffer that enters the computation (spectral norm's) is the same in all passes. A penalty that
+    the model holds is left alone.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
-        self.device = inputs.device
-        training = any(module.training for module in model.modules())
-        self.buffers = list(model.buffers()) if training else []
-        self.buffers_before = self.buffers_after = [b.clone() for b in self.buffers]
+    def __init__(self, passes: _Passes, penalty: "Penalty") -> None:
+        self.device = passes.inputs.device
+        self.modules = [m for part in passes.modules for m in _modules(part, but=penalty)]
+        if not any(module.training for module in self.modules):
+            self.modules = []
+        self.buffers_before = self.buffers_after = self._buffers()
         self.random_before = self.random_after = _random_state(self.device)
 
     def mark_buffers(self) -> None:
         """These buffers are the ones to leave."""
-        self.buffers_after = [b.clone() for b in self.buffers]
+        self.buffers_after = self._buffers()
 
     def mark_random(self) -> None:
         """This random state is the one to leave."""
@@ -459,13 +476,31 @@ class _Replay:
         """On to the state that was marked."""
         self._set(self.buffers_after, self.random_after)
 
-    def _set(self, values: list[Tensor], random: list[Tensor]) -> None:
-        # .data: a graph of the caller's may have saved a buffer, and its value is given back.
-        for buffer, value in zip(self.buffers, values, strict=True):
+    def _buffers(self) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+        """Each buffer's place, the tensor that is there, and a copy of its values."""
+        return [
+            (module, name, buffer, buffer.clone())
+            for module in self.modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def _set(
+        self, buffers: list[tuple[nn.Module, str, Tensor, Tensor]], random: list[Tensor]
+    ) -> None:
+        for module, name, buffer, value in buffers:
+            # .data: a graph of the caller's may have saved the buffer, and its value is given back.
             buffer.data.copy_(value)
+            module._buffers[name] = buffer
         torch.set_rng_state(random[0])
         if self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(random[1], self.device)
+
+
+def _modules(model: nn.Module, but: nn.Module) -> list[nn.Module]:
+    """The model's modules, without those of a penalty that it may hold."""
+    without = set(but.modules())
+    return [module for module in model.modules() if module not in without]
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
@@ -478,7 +513,7 @@ def _random_state(device: torch.device) -> list[Tensor]:
 @contextmanager
 def _undone_on_error(passes: _Passes, penalty: "Penalty") -> Iterator[_Replay]:
     """Adds the gradients computed inside to `.grad`; after an error nothing has happened."""
-    replay = _Replay(passes.model, passes.inputs)
+    replay = _Replay(passes, penalty)
     state = copy.deepcopy(penalty.state_dict())
     held = _take(passes.parameters)
     try:
@@ -488,16 +523,17 @@ def _undone_on_error(passes: _Passes, penalty: "Penalty") -> Iterator[_Replay]:
         for parameter, grad in zip(passes.parameters, held, strict=True):
             parameter.grad = grad
         replay.rewind()
-        penalty.load_state_dict(state)
+        penalty.load_state_dict(state, strict=False)
         raise
     _add(passes.parameters, held)
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    modes = [(module, module.training) for module in modules]
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, training in modes:
@@ -584,7 +620,7 @@ def _check(
             f"{caller}: targets must be as many as inputs, "
             f"got {tuple(inputs.shape)} and {tuple(targets.shape)}"
         )
-    if not isinstance(penalty, nn.Module) or not hasattr(penalty, "value"):
+    if not isinstance(penalty, nn.Module) or not hasattr(penalty, "due"):
         raise TypeError(f"{caller}: penalty must be a Penalty, got {type(penalty).__name__}")
     if not callable(loss_fn):
         raise TypeError(f"{caller}: loss_fn must be callable, got {type(loss_fn).__name__}")

@@ -209,6 +209,12 @@ def test_compiles_to_one_graph(name):
     torch.testing.assert_close(traced.grad, eager.grad)
 
 
+@pytest.mark.parametrize("direction", ["sign", "gradient"])
+def test_perturb_holds_its_direction_constant_under_transforms(direction):
+    found = torch.func.grad(lambda g: functional.perturb(G, g, 1.0, direction).sum())(G)
+    assert torch.equal(found, torch.zeros_like(G))
+
+
 def test_autocovariance_is_detached_and_the_op_refuses_a_derivative():
     assert not functional.autocovariance(G.clone().requires_grad_()).requires_grad
     leaf = G.clone().requires_grad_()

@@ -228,6 +228,9 @@ def test_two_copies_of_the_gradients_at_most(name):
     model.register_forward_hook(count)
     robustkern.backward(model, inputs, targets, PENALTIES[name]())
     assert 1 <= max(copies) <= 2
+    copies.clear()  # besides what was in .grad
+    robustkern.backward(model, inputs, targets, PENALTIES[name]())
+    assert max(copies) <= 2 + 1
 
 
 def test_gradients_already_there_are_added_to():
@@ -273,8 +276,6 @@ def test_parameters_of_the_loss_get_theirs():
 def test_frozen_and_unused_parameters_stay_without_gradient():
     model, (inputs, targets) = smooth(), batch()
     model[0].weight.requires_grad_(False)
-    model.unused = nn.Parameter(torch.ones(2))
-    model.forward = lambda x: nn.Sequential.forward(model, x)
     model.register_parameter("extra", nn.Parameter(torch.ones(2)))
     robustkern.backward(model, inputs, targets, CURE())
     assert model[0].weight.grad is None
@@ -310,19 +311,142 @@ def test_loss_terms_leave_running_statistics_alone(method):
 
 def test_buffers_that_enter_the_computation_are_the_same_in_all_passes():
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(192, 5)), nn.GELU()
-    ).double()
+    linear = nn.Linear(192, 5)
+    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(linear)).double()
     inputs, targets = batch()
     twin = copy.deepcopy(model)
-    _, truth = penalty_gradient(twin.eval(), inputs, targets, GN, "double_backward")
-    assert truth.norm() > 0
-    twin.train()(inputs)
-    after = copy.deepcopy(dict(twin.named_buffers()))
-    model.train()
+    seen = []
+    model.register_forward_hook(
+        lambda *_: seen.append([buffer.clone() for buffer in model.buffers()])
+    )
     robustkern.backward(model, inputs, targets, CURE())
-    for name, buffer in model.named_buffers():
-        torch.testing.assert_close(buffer, after[name])
+    twin(inputs)
+    for one_pass in [*seen, list(model.buffers())]:
+        for buffer, once in zip(one_pass, twin.buffers(), strict=True):
+            assert torch.equal(buffer, once)
+    assert len(seen) == 4
+    assert not torch.equal(seen[0][0], copy.deepcopy(smooth()).state_dict()["0.bias"][:5])
+
+
+class Counting(nn.Linear):
+    """Keeps a running value by rebinding its buffer."""
+
+    def __init__(self):
+        super().__init__(192, 5, dtype=torch.float64)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return super().forward(x.flatten(1))
+
+
+def test_buffers_that_a_forward_rebinds_move_once_and_are_restored():
+    model, (inputs, targets) = Counting(), batch()
+    robustkern.backward(model, inputs, targets, CURE())
+    assert model.calls == 1
+
+    def loss_fn(outputs, targets):
+        if loss_fn.calls == 2:
+            raise KeyError("from inside the loss")
+        loss_fn.calls += 1
+        return F.cross_entropy(outputs, targets)
+
+    loss_fn.calls = 0
+    with pytest.raises(KeyError, match="from inside the loss"):
+        robustkern.backward(model, inputs, targets, CURE(), loss_fn=loss_fn)
+    assert model.calls == 1
+
+
+def test_statistics_of_the_loss_move_once():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5, dtype=torch.float64)
+
+        def forward(self, outputs, targets):
+            return F.cross_entropy(self.norm(outputs), targets)
+
+    loss_fn = Normed()
+    robustkern.backward(smooth(), *batch(), CURE(), loss_fn=loss_fn)
+    assert loss_fn.norm.num_batches_tracked == 1
+
+
+def test_a_penalty_that_the_model_holds_learns_all_the_same():
+    model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
+    model.penalty = Lazy(sgr(), every=2)
+    network = nn.Sequential(model[:-1], model[-2], model[-1])  # the same layers, without it
+    network.penalty = model.penalty
+    network.forward = lambda x: model[7](model[6](model[:6](x)))
+    values = [
+        robustkern.backward(network, inputs, targets, network.penalty, batch_norm="eval").penalty
+        for _ in range(4)
+    ]
+    assert [value > 0 for value in values] == [False, True, False, True]
+    torch.testing.assert_close(values[1], values[3])
+    assert network.penalty.penalty.covariance.updates == 2
+
+
+def test_parameters_shared_with_the_loss_count_once():
+    class WithDecay(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, outputs, targets):
+            return F.cross_entropy(outputs, targets) + self.model[-1].weight.square().sum()
+
+    model, (inputs, targets) = smooth(dropout=0.0), batch()
+    module = WithDecay(model)
+    robustkern.backward(model, inputs, targets, GN, loss_fn=module)
+    found = gradient(model)
+    model.zero_grad()
+    robustkern.backward(model, inputs, targets, GN, loss_fn=lambda o, t: module(o, t))
+    torch.testing.assert_close(found, gradient(model))
+
+
+def test_lazy_within_lazy():
+    model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
+    once = robustkern.backward(model, inputs, targets, GN).penalty.item()
+    for penalty in (Lazy(Lazy(GN, every=2), every=2), Lazy(Lazy(GN, 2) + Lazy(GN, 2), 2)):
+        terms = 2 if isinstance(penalty.penalty, robustkern.Sum) else 1
+        values = [
+            robustkern.backward(model, inputs, targets, penalty).penalty.item() for _ in range(4)
+        ]
+        assert values == pytest.approx([0, 0, 0, 4 * terms * once])
+
+
+def test_value_must_depend_on_the_same_gradients_whatever_their_values():
+    class Branching(robustkern.Penalty):
+        def points(self, inputs, gradient):
+            return [inputs + 0.1]
+
+        def value(self, gradient, shifted):
+            changed = (shifted - gradient).abs().max() > 0
+            return (shifted if changed else gradient).square().sum()
+
+    message = "Branching.value must depend on the same gradients whatever their values"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        robustkern.backward(smooth(), *batch(), Branching())
+
+
+def test_two_terms_of_one_penalty_have_graphs_of_their_own():
+    model, (inputs, targets) = smooth(dropout=0.0), batch()
+    penalty = sgr()
+    (penalty(model, inputs, targets) + penalty(model, inputs, targets)).backward()
+    assert model[0].weight.grad.isfinite().all()
+
+
+def test_an_overflow_does_not_stay_in_the_covariance():
+    model, (inputs, targets) = smooth(torch.float32, dropout=0.0), batch(torch.float32)
+    penalty = SGR(1.0, CovarianceFunction(3, 8, 8), source="gradient")
+    robustkern.backward(
+        model, inputs, targets, penalty, loss_fn=lambda o, t: torch.inf * F.cross_entropy(o, t)
+    )
+    assert penalty.covariance.updates == 0
+    model.zero_grad()
+    assert robustkern.backward(model, inputs, targets, penalty).penalty.isfinite()
+    assert gradient(model).isfinite().all()
+    assert penalty.covariance.updates == 1
 
 
 def test_eval_mode_passes_agree_with_double_backward_in_eval_mode():
@@ -525,16 +649,19 @@ def test_objective_of_ones_own():
     torch.testing.assert_close(found, gradient(model), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=re.escape("Sum: terms must have one objective")):
         R1() + GN
+    with pytest.raises(ValueError, match=re.escape("Sum: terms must have one objective")):
+        R1() + R1()
 
 
-def test_first_order_term_is_differentiable_once_and_scales():
+def test_first_order_term_scales_and_refuses_a_second_derivative():
     model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
-    _, once = penalty_gradient(model, inputs, targets, GN, "first_order")
-    model.zero_grad()
-    (3 * GN(model, inputs, targets, method="first_order")).backward()
-    assert model[-1].bias.grad is None or model[-1].bias.grad.isfinite().all()
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    torch.testing.assert_close(found, 3 * once[: len(found)])
+    term = GN(model, inputs, targets, method="first_order")
+    once = torch.autograd.grad(term, list(model.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(once[0].sum(), list(model.parameters()))
+    thrice = 3 * GN(model, inputs, targets, method="first_order")
+    for three, one in zip(torch.autograd.grad(thrice, list(model.parameters())), once, strict=True):
+        torch.testing.assert_close(three, 3 * one)
 
 
 @pytest.mark.parametrize("method", ["first_order", "double_backward"])
@@ -545,6 +672,9 @@ def test_terms_have_a_value_without_gradients(method):
     assert not value.requires_grad
     torch.testing.assert_close(value, CURE()(model, inputs, targets).detach())
     assert all(p.grad is None for p in model.parameters())
+    frozen = smooth(dropout=0.0).requires_grad_(False)
+    with torch.no_grad():
+        torch.testing.assert_close(CURE()(frozen, inputs, targets, method=method), value)
 
 
 def test_lazy_term_that_is_not_due_is_zero_and_runs_nothing():

@@ -133,6 +133,14 @@ def test_sum_shares_equal_points_and_adds_values():
     assert len(gaussian.points(INPUTS, G)) == 2
 
 
+def test_sum_keeps_the_points_of_a_subclass_apart():
+    class Far(CURE):
+        def points(self, inputs, gradient):
+            return [point + 1 for point in super().points(inputs, gradient)]
+
+    assert len((CURE() + Far()).points(INPUTS, G)) == 2
+
+
 def test_sum_saves_and_loads_what_its_terms_hold():
     def make():
         return Sum(SGR(1.0, CovarianceFunction(1, 1, 2)), Lazy(CURE(), every=3))

@@ -127,7 +127,7 @@ def pgd(
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
-            `eps`, or `steps` below 1.
+            `eps`, a `step_size` that is not positive and finite, or `steps` below 1.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -139,6 +139,8 @@ def pgd(
     _check("pgd", model, inputs, targets, eps)
     if steps < 1:
         raise ValueError(f"pgd: steps must be at least 1, got {steps}")
+    if step_size is not None and not 0 < step_size < math.inf:
+        raise ValueError(f"pgd: step_size must be positive and finite, got {step_size}")
     inputs = inputs.detach()
     length = 2.5 * eps / steps if step_size is None else step_size
     adversarial = inputs.clone()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustkern import reference
 from robustkern.ops._library import define, save_nothing
-from robustkern.reference._samples import accumulation_dtype
+from robustkern.reference.samples import accumulation_dtype
 
 
 def _fake(perturbation: Tensor, unbiased: bool = True) -> Tensor:

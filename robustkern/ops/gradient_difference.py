@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustkern import reference
 from robustkern.ops._library import define, save_arguments
-from robustkern.reference._samples import accumulation_dtype, per_sample, sample_sum, widen
+from robustkern.reference.samples import accumulation_dtype, per_sample, sample_sum, widen
 
 
 def _fake(a: Tensor, b: Tensor) -> Tensor:

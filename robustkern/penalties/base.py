@@ -146,7 +146,7 @@ class Sum(Penalty):
             term = term.penalty
         if isinstance(term, Sum):
             return Sum._objective_of(term._penalties()[0])
-        return type(term).objective if term.has_objective() else None
+        return term.objective if term.has_objective() else None
 
     def _penalties(self) -> list[Penalty]:
         return [term for term in self.terms if isinstance(term, Penalty)]
@@ -190,6 +190,8 @@ class Sum(Penalty):
 class Lazy(Penalty):
     """A penalty applied on every k-th training call, multiplied by k; the others are plain steps.
 
+    A lazy penalty within counts the calls it is asked on, and what it leaves out stays out.
+
     In eval mode (of this module) it is the penalty itself. The count is in `state_dict`.
 
     Args:
@@ -210,12 +212,19 @@ class Lazy(Penalty):
         self.calls = 0
 
     def due(self) -> Penalty | None:
-        """This penalty, on every k-th call in training mode."""
+        """The penalty times k, on every k-th call in training mode."""
         if self.training:
             self.calls += 1
             if self.calls % self.every:
                 return None
-        return self
+        due = self.penalty.due()
+        if due is self.penalty:
+            return self
+        if due is None:
+            return None
+        scaled = Lazy(due, self.every)
+        scaled.training = self.training
+        return scaled
 
     def points(self, inputs: Tensor, gradient: Tensor) -> Sequence[Tensor]:
         """The penalty's points."""

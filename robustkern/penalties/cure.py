@@ -85,7 +85,7 @@ class CURE(Penalty):
 
     def points_key(self) -> Hashable:
         """Equal for equal steps; a random direction is shared with no other term."""
-        return id(self) if self.direction == "gaussian" else (CURE, self.h, self.direction)
+        return id(self) if self.direction == "gaussian" else (type(self), self.h, self.direction)
 
     def extra_repr(self) -> str:
         """The options, for `repr`."""

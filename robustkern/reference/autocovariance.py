@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkern.reference._samples import widen
+from robustkern.reference.samples import widen
 
 
 def autocovariance(perturbation: Tensor, unbiased: bool = True) -> Tensor:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from robustkern.reference._samples import sample_sum, widen
 from robustkern.reference.covariance_product import covariance_product
+from robustkern.reference.samples import sample_sum, widen
 
 
 def covariance_form(gradient: Tensor, covariance: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkern.reference._samples import widen
+from robustkern.reference.samples import widen
 
 
 def covariance_product(gradient: Tensor, covariance: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.reference._samples import per_sample
+from robustkern.reference.samples import per_sample
 
 
 def authors_cure_backward(
@@ -41,6 +41,8 @@ def authors_cure_backward(
     loss = loss_fn(outputs, targets)
     model.eval()
     held = [p.grad for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None
 
     x = inputs.detach().clone().requires_grad_()
     samples = x.shape[0]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from robustkern.reference._samples import per_sample, sample_sum, widen
+from robustkern.reference.samples import per_sample, sample_sum, widen
 
 
 def gradient_difference(a: Tensor, b: Tensor) -> Tensor:

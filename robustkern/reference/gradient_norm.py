@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from robustkern.reference._samples import per_sample, sample_sum, widen
+from robustkern.reference.samples import per_sample, sample_sum, widen
 
 
 def gradient_norm(gradient: Tensor, p: float) -> Tensor:

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from robustkern.reference._samples import per_sample, sample_sum, widen
+from robustkern.reference.samples import per_sample, sample_sum, widen
 
 
 def perturb(inputs: Tensor, gradient: Tensor, length: float, direction: str = "sign") -> Tensor:
     """Each input moved by an L2 distance of `length`; where the gradient is zero, not at all."""
-    z = widen(gradient)
+    z = widen(gradient.detach())
     if direction == "sign":
         z = z.sign()
     elif z.numel():

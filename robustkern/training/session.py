@@ -109,7 +109,12 @@ def train(options: Options, *, resume: bool = False) -> Path:
     )
     log: list[dict[str, Any]] = []
     if saved is not None:
-        trainer.load_state_dict(saved["trainer"])
+        try:
+            trainer.load_state_dict(saved["trainer"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"train: checkpoint {path} must hold the state of this run, got {error!r}"
+            ) from error
         log = saved["log"]
     plain = dataclasses.asdict(options)
     while trainer.epoch < options.epochs:

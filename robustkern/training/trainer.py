@@ -191,7 +191,10 @@ class Trainer:
             scaler=self.scaler if self.scaler.is_enabled() else None,
             batch_norm=self.batch_norm,
         )
-        return step.loss, step.penalty
+        if not self.scaler.is_enabled():
+            return step.loss, step.penalty
+        # Where the scaled gradients overflowed, the scaler skips the step; its value is unknown.
+        return step.loss, torch.where(step.penalty.isfinite(), step.penalty, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the options: tensors and plain data, the global random state included."""

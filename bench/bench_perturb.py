@@ -21,7 +21,7 @@ def test_forward(shape, direction, compare):
     truth = reference.perturb(x.double(), g.double(), 1.5, direction).float()
     for method in methods.values():
         torch.testing.assert_close(method(), truth)
-    # A copy of the limit's kind goes into memory that is there; this one, like ours, into new pages.
+    # The limit's copy goes into memory that is there; this one, like ours, into new pages.
     methods["clone"] = lambda: x.clone()
     compare(
         f"perturb {direction}|{shape}|float32|cpu",

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit.strip() + (" and changes" if changed else ""),
-        "command": " ".join(["python", *_relative(sys.argv, root)]),
+        "command": shlex.join(["python", *_relative(sys.argv, root)]),
     }
 
 
@@ -34,7 +35,7 @@ def write_results(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows with their provenance, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
+    temporary.write_text(json.dumps({"provenance": PROVENANCE, "rows": rows}, indent=1) + "\n")
     temporary.replace(path)
     print(f"written: {path}")
 
@@ -56,3 +57,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+# Taken when the work begins: the files may change before its results are written.
+PROVENANCE = provenance()

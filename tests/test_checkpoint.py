@@ -145,10 +145,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
         output_folder(path, "train")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("robustkern.training.files.os.replace", refuse)
+    monkeypatch.setattr("robustkern.training.files.tempfile.TemporaryFile", refuse)
     message = f"demo: output folder {tmp_path} must be writable, got Permission denied"
     with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
         output_folder(tmp_path, "demo")

@@ -656,9 +656,12 @@ def test_objective_of_ones_own():
 def test_first_order_term_scales_and_refuses_a_second_derivative():
     model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
     term = GN(model, inputs, targets, method="first_order")
-    once = torch.autograd.grad(term, list(model.parameters()), create_graph=True)
+    once = torch.autograd.grad(term, list(model.parameters()))
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    term = factor * GN(model, inputs, targets, method="first_order")
+    (first, *_) = torch.autograd.grad(term, list(model.parameters()), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(once[0].sum(), list(model.parameters()))
+        first.sum().backward()
     thrice = 3 * GN(model, inputs, targets, method="first_order")
     for three, one in zip(torch.autograd.grad(thrice, list(model.parameters())), once, strict=True):
         torch.testing.assert_close(three, 3 * one)

@@ -211,7 +211,7 @@ def test_cure_makes_a_network_robust(digits):
     data = digits.first(None, 150)
 
     def fit(model, penalty, epochs):
-        trainer = Trainer(model, data, penalty, crop=1, lr=Schedule.parse("lr", "0.002"))
+        trainer = Trainer(model, data, penalty, crop=1, lr=Schedule.parse("lr", "0:0.002,10:0"))
         for _ in range(epochs):
             clean = trainer.run_epoch().clean_accuracy
         attack = functools.partial(pgd, eps=0.1, steps=10)
@@ -220,9 +220,9 @@ def test_cure_makes_a_network_robust(digits):
     torch.manual_seed(0)
     model = nn.Sequential(Normalize(*pixel_statistics(data.x_train)), ResNet(16, (1, 1), 1))
     fit(model, NOTHING, 5)
-    plain_clean, plain_robust = fit(copy.deepcopy(model), NOTHING, 5)
-    specs = [{"name": "anchored-cure", "weight": "0.5", "h": "0.8", "norm": True}]
-    clean, robust = fit(model, ScheduledPenalty(specs, data.shape), 5)
+    plain_clean, plain_robust = fit(copy.deepcopy(model), NOTHING, 10)
+    specs = [{"name": "anchored-cure", "weight": "0.1", "h": "0.8"}]
+    clean, robust = fit(model, ScheduledPenalty(specs, data.shape), 10)
     assert plain_clean > 0.9
     assert clean > 0.85
     assert robust > plain_robust + 0.15

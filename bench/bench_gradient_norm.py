@@ -28,7 +28,8 @@ def test_forward(shape, p, compare):
     }
     truth = naive(g.double(), p).float()
     for method in methods.values():
-        torch.testing.assert_close(method(), truth)
+        # Plain sums in float32 over 150,528 numbers are not better than this.
+        torch.testing.assert_close(method(), truth, rtol=1e-5, atol=0)
     compare(
         f"gradient_norm p={p:g}|{shape}|float32|cpu",
         methods,

@@ -27,13 +27,13 @@ def test_forward(shape, p, compare):
         "robustkern": lambda: functional.gradient_norm(g, p),
     }
     truth = naive(g.double(), p).float()
-    for method in methods.values():
-        # Plain sums in float32 over 150,528 numbers are not better than this.
-        torch.testing.assert_close(method(), truth, rtol=1e-5, atol=0)
+    torch.testing.assert_close(functional.gradient_norm(g, p), truth)
+    for method in methods.values():  # vector_norm is 2e-5 off at p=1 and 150,528 numbers
+        torch.testing.assert_close(method(), truth, rtol=1e-4, atol=0)
     compare(
         f"gradient_norm p={p:g}|{shape}|float32|cpu",
         methods,
         baseline="robustkern",
-        limit=lambda: bandwidth("dot", g.nbytes // 2, torch.get_num_threads()),
+        limit=lambda: bandwidth("dot", g.nbytes // 2, torch.get_num_threads(), repeats=1),
         bytes_min=g.nbytes,
     )

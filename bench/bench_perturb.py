@@ -27,6 +27,6 @@ def test_forward(shape, direction, compare):
         f"perturb {direction}|{shape}|float32|cpu",
         methods,
         baseline="robustkern",
-        limit=lambda: bandwidth("copy", x.nbytes, torch.get_num_threads()),
+        limit=lambda: bandwidth("copy", x.nbytes, torch.get_num_threads(), repeats=1),
         bytes_min=3 * x.nbytes,
     )

@@ -34,24 +34,25 @@ def compare(benchmark, request):
         """Median seconds by method.
 
         Each method's `ratio` is the median over rounds of its time over the baseline's in the same
-        round, so that a machine whose speed drifts does not favour one of them. `limit`
-        measures this machine's bandwidth in bytes per second, before and after; with `bytes_min`
-        among the facts each row says which share of it the method reaches.
+        round, so that a machine whose speed drifts does not favour one of them. `limit` measures
+        this machine's bandwidth in bytes per second, in every round too; with `bytes_min` among
+        the facts each row says which share of it the method reaches.
         """
         if request.config.getoption("--smoke"):
             rounds, warmup = 1, 0
         seconds: dict[str, list[float]] = {name: [] for name in methods}
+        limits: list[float] = []
 
         def one_round() -> None:
+            if limit:
+                limits.append(limit())
             for name, method in methods.items():
                 start = time.perf_counter()
                 method()
                 seconds[name].append(time.perf_counter() - start)
 
         benchmark.group = group
-        before = limit() if limit else 0.0
         benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=warmup)
-        bandwidth = (before + limit()) / 2 if limit else None
         medians = {}
         for name, times in seconds.items():
             times = times[warmup:]
@@ -68,9 +69,11 @@ def compare(benchmark, request):
                 "rounds": rounds,
                 **facts,
             }
-            if bandwidth:
-                row["limit_bytes_per_s"] = bandwidth
-                row["share_of_limit"] = facts["bytes_min"] / medians[name] / bandwidth
+            if limit:
+                row["limit_bytes_per_s"] = statistics.median(limits[warmup:])
+                row["share_of_limit"] = statistics.median(
+                    facts["bytes_min"] / t / b for t, b in zip(times, limits[warmup:], strict=True)
+                )
             benchmark.extra_info[name] = row
             ROWS.append(row)
         return medians

@@ -76,7 +76,10 @@ def demo() -> str:
     ]
     header = ["fine-tuned with", "step, in plain steps", "faster than naive", "clean accuracy"]
     header += [f"PGD-20 at {eps:g}" for eps in (low, high)]
-    return table(header, rows) + "![accuracy against eps](bench/results/demo.png)\n"
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    seconds, seed = results["seconds"], results["seed"]
+    where = f"`make demo` in {seconds:.0f} s, seed {seed}; {versions}.\n"
+    return where + table(header, rows) + "![accuracy against eps](bench/results/demo.png)\n"
 
 
 def step() -> str:

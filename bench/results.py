@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit.strip() + (" and changes" if changed else ""),
-        "command": shlex.join(["python", *_relative(sys.argv, root)]),
+        "command": shlex.join(["python", *_relative(sys.orig_argv[1:], root)]),
     }
 
 

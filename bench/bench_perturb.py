@@ -23,9 +23,12 @@ def test_forward(shape, direction, compare):
         torch.testing.assert_close(method(), truth)
     # The limit's copy goes into memory that is there; this one, like ours, into new pages.
     methods["clone"] = lambda: x.clone()
+    there = torch.empty_like(x)
+    methods["copy"] = lambda: there.copy_(x)
     compare(
         f"perturb {direction}|{shape}|float32|cpu",
         methods,
+        cold=x.nbytes > 2**24,
         baseline="robustkern",
         limit=lambda: bandwidth("copy", x.nbytes, torch.get_num_threads(), repeats=1),
         bytes_min=3 * x.nbytes,

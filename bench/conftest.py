@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from results import write_results
 
 ROWS: list[dict[str, Any]] = []
@@ -29,6 +30,7 @@ def compare(benchmark, request):
         rounds: int = 20,
         warmup: int = 3,
         limit: Callable[[], float] | None = None,
+        cold: bool = False,
         **facts: Any,
     ) -> dict[str, float]:
         """Median seconds by method.
@@ -36,17 +38,20 @@ def compare(benchmark, request):
         Each method's `ratio` is the median over rounds of its time over the baseline's in the same
         round, so that a machine whose speed drifts does not favour one of them. `limit` measures
         this machine's bandwidth in bytes per second, in every round too; with `bytes_min` among
-        the facts each row says which share of it the method reaches.
+        the facts each row says which share of it the method reaches. `cold` drives the arrays out
+        of the caches before every call, for sizes that do not stay there anyway.
         """
         if request.config.getoption("--smoke"):
             rounds, warmup = 1, 0
         seconds: dict[str, list[float]] = {name: [] for name in methods}
         limits: list[float] = []
+        elsewhere = torch.zeros(2**24 if cold else 0)  # 64 MiB
 
         def one_round() -> None:
             if limit:
                 limits.append(limit())
             for name, method in methods.items():
+                elsewhere.add_(1)
                 start = time.perf_counter()
                 method()
                 seconds[name].append(time.perf_counter() - start)

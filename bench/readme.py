@@ -12,6 +12,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
+# Rows that compute something else, and how many times their bytes the op moves.
+COMPARISONS = {"dot": 1.0, "clone": 1.5, "copy": 1.5}
 NOT_MEASURED = "Not measured yet.\n"
 
 
@@ -105,12 +107,14 @@ def ops() -> str:
     for group in dict.fromkeys(r["group"] for r in results["rows"]):
         of_group = [r for r in results["rows"] if r["group"] == group]
         ours = next(r for r in of_group if r["method"] == "robustkern")
-        others = [r for r in of_group if r["method"] not in ("robustkern", "clone")]
+        others = [r for r in of_group if r["method"] not in ("robustkern", *COMPARISONS)]
         best = min(others, key=lambda r: r["median_s"])
         op, *rest = group.split("|")
         share = f"{100 * ours['share_of_limit']:.0f}%" if "share_of_limit" in ours else ""
-        for clone in (r for r in of_group if r["method"] == "clone"):  # 2 arrays moved, not 3
-            share += f"; {100 * 1.5 * clone['median_s'] / ours['median_s']:.0f}% of a clone's"
+        for r in of_group:
+            if r["method"] in COMPARISONS:
+                rate = COMPARISONS[r["method"]] * r["ratio"]
+                share += f"; {100 * rate:.0f}% of a {r['method']}'s"
         rows.append(
             [
                 f"`{op}`",
@@ -123,8 +127,9 @@ def ops() -> str:
         )
     return (
         "The ops on the CPU against the fastest other way to compute them. The limit is the "
-        "bandwidth of a dot product (a copy, where something is written) of the same size, into "
-        f"memory that is there, in the same run. {made(results)}"
+        "STREAM bandwidth of a dot product (a copy, where something is written) of the same size; "
+        "beside it stands the bandwidth of torch's own dot, of a copy into memory that is there, and "
+        f"of a clone, which has to get new memory as the op does. {made(results)}"
         + table(["op", "size", "robustkern", "best other", "faster by", "of the limit"], rows)
     )
 

@@ -127,8 +127,8 @@ def ops() -> str:
         )
     return (
         "The ops on the CPU against the fastest other way to compute them. The limit is the "
-        "STREAM bandwidth of a dot product (a copy, where something is written) of the same size; "
-        "beside it stands the bandwidth of torch's dot, of a copy into memory that is there, and of "
+        "STREAM bandwidth of a dot product (or a copy, to write something) of the same size; "
+        "beside it stand the bandwidths of torch.dot, of a copy into memory that is there, and of "
         f"a clone, which has to get new memory as the op does. {made(results)}"
         + table(["op", "size", "robustkern", "best other", "faster by", "of the limit"], rows)
     )

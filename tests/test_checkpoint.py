@@ -138,6 +138,13 @@ def test_output_folder_is_made_and_left_empty(tmp_path):
     assert os.listdir(folder) == []
 
 
+def test_output_folder_leaves_what_is_there(tmp_path):
+    (tmp_path / "probe").write_text("mine")
+    output_folder(tmp_path, "train")
+    assert (tmp_path / "probe").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["probe"]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     path = tmp_path / "file" / "run"

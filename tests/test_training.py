@@ -463,3 +463,12 @@ def test_a_missing_tqdm_names_its_extra(monkeypatch, tmp_path):
 def test_a_data_set_says_its_shape(small):
     assert isinstance(small, Dataset)
     assert (small.shape, small.classes) == ((1, 8, 8), 10)
+
+
+def test_an_overflow_that_the_scaler_handles_does_not_end_the_run(small):
+    penalty = ScheduledPenalty([{"name": "gn", "weight": "0.01"}], small.shape)
+    trainer = Trainer(network(), small, penalty, precision="float16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    record = trainer.run_epoch()
+    assert trainer.scaler.get_scale() < 2.0**30
+    assert record.penalty >= 0

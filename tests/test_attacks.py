@@ -218,6 +218,8 @@ def test_attacks_name_bad_input(batch, attack, case):
 def test_pgd_names_bad_steps(batch):
     with pytest.raises(ValueError, match=r"^pgd: steps must be at least 1, got 0$"):
         pgd(smooth_model(), *batch, 0.1, steps=0)
+    with pytest.raises(ValueError, match=r"^pgd: step_size must be positive and finite, got -0.1$"):
+        pgd(smooth_model(), *batch, 0.1, step_size=-0.1)
 
 
 def test_accuracy_counts_right_answers_whatever_the_batches(batch):

@@ -504,6 +504,19 @@ def test_zero_gradients_give_no_nan():
         assert gradient(model).isfinite().all(), name
 
 
+def test_a_network_that_ignores_its_input_has_a_zero_penalty():
+    class Blind(nn.Linear):
+        def forward(self, x):
+            return self.bias.expand(len(x), -1)
+
+    for method in ("backward", "first_order", "double_backward"):
+        model, (inputs, targets) = Blind(1, 5, dtype=torch.float64), batch()
+        if method == "backward":
+            assert robustkern.backward(model, inputs, targets, CURE()).penalty == 0
+        else:
+            assert CURE()(model, inputs, targets, method=method) == 0
+
+
 def test_saturated_loss_gives_no_nan():
     model, (inputs, targets) = smooth(torch.float32), batch(torch.float32)
     for name, make in PENALTIES.items():

@@ -472,3 +472,16 @@ def test_an_overflow_that_the_scaler_handles_does_not_end_the_run(small):
     record = trainer.run_epoch()
     assert trainer.scaler.get_scale() < 2.0**30
     assert record.penalty >= 0
+
+
+def test_a_checkpoint_without_its_optimizer_is_named(tmp_path):
+    options = Options(train_size=64, test_size=20, epochs=1, output=str(tmp_path))
+    path = train(options)
+    content = torch.load(path, weights_only=True)
+    del content["trainer"]["optimizer"]
+    torch.save(content, path)
+    before = path.read_bytes()
+    message = f"train: checkpoint {path} must hold the state of this run, got KeyError('optimizer')"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(options, resume=True)
+    assert path.read_bytes() == before

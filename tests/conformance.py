@@ -62,3 +62,21 @@ def sample(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     zero = torch.rand(shape, generator=generator) < 0.1
     return values.masked_fill(zero, 0.0).to(dtype)
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """What values per sample come in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def bitwise_with_threads(function) -> bool:
+    """Whether one, two and three threads, and two runs, give the same bits."""
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 3):
+            torch.set_num_threads(count)
+            results.append(function())
+    finally:
+        torch.set_num_threads(threads)
+    return all(torch.equal(results[0], result) for result in results)

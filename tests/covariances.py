@@ -1,8 +1,12 @@
 """Covariances over pixel displacements, and the matrices they stand for."""
 
+import pytest
 import torch
-from conformance import sample
+from conformance import bitwise_with_threads, layouts, sample
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from robustkern import functional
 
 # One pixel, one row, one column, odd sizes, two and four channels, an odd and an even batch, no
 # sample. Small images are multiplied by a matrix, larger ones transformed.
@@ -42,14 +46,40 @@ def matrix(covariance: Tensor) -> Tensor:
     return covariance.double()[c[:, None], c[None], dy + height - 1, dx + width - 1]
 
 
-def bitwise_with_threads(function) -> bool:
-    """Whether one and two threads, and two runs, give the same bits."""
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 2):
-            torch.set_num_threads(count)
-            results.append(function())
-    finally:
-        torch.set_num_threads(threads)
-    return all(torch.equal(results[0], result) for result in results)
+class CovarianceOpTests:
+    """What holds for an op of (gradient, covariance); its test file names it in a subclass."""
+
+    name: str
+
+    def function(self, gradient, covariance):
+        return getattr(functional, self.name)(gradient, covariance)
+
+    @pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    def test_opcheck(self, shape, layout, requires_grad):
+        op = getattr(torch.ops.robustkern, self.name).default
+        g = layouts(sample(shape, torch.float32))[layout].detach().requires_grad_(requires_grad)
+        k = covariance_of(shape, torch.float32)
+        torch.library.opcheck(op, (g, k))
+        torch.library.opcheck(op, (g.detach()[:0], k))
+
+    @pytest.mark.parametrize("shape", [(2, 2, 3, 2), (3, 1, 17, 19)], ids=str)
+    def test_derivatives(self, shape):
+        g = sample(shape, torch.float64).requires_grad_()
+        k = covariance_of(shape, torch.float64)
+        fast = g.numel() > 100
+        assert gradcheck(self.function, (g, k), fast_mode=fast)
+        assert gradgradcheck(self.function, (g, k), fast_mode=fast)
+
+    def test_bitwise_repeatable(self):
+        shape = (9, 3, 16, 20)
+        g, k = sample(shape, torch.float32), covariance_of(shape, torch.float32)
+        assert bitwise_with_threads(lambda: self.function(g, k))
+        assert bitwise_with_threads(lambda: self.function(g[:1], k))
+
+    def test_compiled_is_eager(self):
+        k = covariance_of(SPECTRAL, torch.float32)
+        g = sample(SPECTRAL, torch.float32).requires_grad_()
+        compiled = torch.compile(self.function, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(g, k), self.function(g, k))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from conformance import DTYPES, TOLERANCE, layouts, relative_error, sample
-from covariances import IMAGES, SPECTRAL, bitwise_with_threads
+from conformance import DTYPES, TOLERANCE, bitwise_with_threads, layouts, relative_error, sample
+from covariances import IMAGES, SPECTRAL
 
 from robustkern import functional, reference
 

@@ -1,16 +1,17 @@
 import pytest
 import torch
-from conformance import DTYPES, TOLERANCE, assert_true, layouts, relative_error, sample
-from covariances import DENSE, IMAGES, SPECTRAL, bitwise_with_threads, covariance_of, matrix
-from torch.autograd import gradcheck, gradgradcheck
+from conformance import (
+    DTYPES,
+    TOLERANCE,
+    accumulation,
+    assert_true,
+    layouts,
+    relative_error,
+    sample,
+)
+from covariances import DENSE, IMAGES, SPECTRAL, CovarianceOpTests, covariance_of, matrix
 
 from robustkern import functional, reference
-
-OPS = torch.ops.robustkern
-
-
-def accumulation(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def true_form(gradient, covariance):
@@ -97,33 +98,5 @@ def test_the_biased_autocovariance_is_positive_semidefinite(shape):
     assert (functional.covariance_form(sample(shape, torch.float64), k) >= 0).all()
 
 
-@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(shape, layout, requires_grad):
-    g = layouts(sample(shape, torch.float32))[layout].detach().requires_grad_(requires_grad)
-    k = covariance_of(shape, torch.float32)
-    torch.library.opcheck(OPS.covariance_form.default, (g, k))
-    torch.library.opcheck(OPS.covariance_form.default, (g.detach()[:0], k))
-
-
-@pytest.mark.parametrize("shape", [(2, 2, 3, 2), (3, 1, 17, 19)], ids=str)
-def test_derivatives(shape):
-    g = sample(shape, torch.float64).requires_grad_()
-    k = covariance_of(shape, torch.float64)
-    fast = g.numel() > 100
-    assert gradcheck(functional.covariance_form, (g, k), fast_mode=fast)
-    assert gradgradcheck(functional.covariance_form, (g, k), fast_mode=fast)
-
-
-def test_bitwise_repeatable():
-    g, k = sample((9, 3, 16, 20), torch.float32), covariance_of((9, 3, 16, 20), torch.float32)
-    assert bitwise_with_threads(lambda: functional.covariance_form(g, k))
-    assert bitwise_with_threads(lambda: functional.covariance_form(g[:1], k))
-
-
-def test_a_compiled_form_is_the_eager_one():
-    k = covariance_of(SPECTRAL, torch.float32)
-    g = sample(SPECTRAL, torch.float32).requires_grad_()
-    compiled = torch.compile(functional.covariance_form, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(g, k), functional.covariance_form(g, k))
+class TestForm(CovarianceOpTests):
+    name = "covariance_form"

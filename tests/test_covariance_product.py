@@ -1,12 +1,9 @@
 import pytest
 import torch
 from conformance import DTYPES, TOLERANCE, assert_true, layouts, relative_error, sample
-from covariances import DENSE, IMAGES, SPECTRAL, bitwise_with_threads, covariance_of, matrix
-from torch.autograd import gradcheck, gradgradcheck
+from covariances import DENSE, IMAGES, SPECTRAL, CovarianceOpTests, covariance_of, matrix
 
 from robustkern import functional, reference
-
-OPS = torch.ops.robustkern
 
 
 def true_product(gradient, covariance):
@@ -87,33 +84,5 @@ def test_the_transposed_covariance_is_the_adjoint(shape):
     torch.testing.assert_close(forth, (transposed * v).sum())
 
 
-@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(shape, layout, requires_grad):
-    g = layouts(sample(shape, torch.float32))[layout].detach().requires_grad_(requires_grad)
-    k = covariance_of(shape, torch.float32)
-    torch.library.opcheck(OPS.covariance_product.default, (g, k))
-    torch.library.opcheck(OPS.covariance_product.default, (g.detach()[:0], k))
-
-
-@pytest.mark.parametrize("shape", [(2, 2, 3, 2), (3, 1, 17, 19)], ids=str)
-def test_derivatives(shape):
-    g = sample(shape, torch.float64).requires_grad_()
-    k = covariance_of(shape, torch.float64)
-    fast = g.numel() > 100
-    assert gradcheck(functional.covariance_product, (g, k), fast_mode=fast)
-    assert gradgradcheck(functional.covariance_product, (g, k), fast_mode=fast)
-
-
-def test_bitwise_repeatable():
-    g, k = sample((9, 3, 16, 20), torch.float32), covariance_of((9, 3, 16, 20), torch.float32)
-    assert bitwise_with_threads(lambda: functional.covariance_product(g, k))
-    assert bitwise_with_threads(lambda: functional.covariance_product(g[:1], k))
-
-
-def test_a_compiled_product_is_the_eager_one():
-    k = covariance_of(SPECTRAL, torch.float32)
-    g = sample(SPECTRAL, torch.float32).requires_grad_()
-    compiled = torch.compile(functional.covariance_product, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(g, k), functional.covariance_product(g, k))
+class TestProduct(CovarianceOpTests):
+    name = "covariance_product"

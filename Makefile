@@ -3,10 +3,14 @@
 TORCH ?= torch
 
 PYTHON := .venv/bin/python
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
+CALLERS_PATH := $(PATH)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test bench lint wheel FORCE
+# What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
+GPU_PYTHON ?= python3
+
+.PHONY: help demo test bench gpu lint wheel FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +26,15 @@ bench: .venv/installed  ## time ops and training steps; write bench/results and 
 	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
 
+gpu: export PATH := $(CALLERS_PATH)
+gpu:  ## build, test and time on an NVIDIA GPU, in ten minutes; writes bench/results/<gpu>.json
+	$(GPU_PYTHON) bench/gpu.py
+
 lint: .venv/installed  ## check style, docstrings and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp)
+	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp tests/emulator/*)
 
 wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, into dist/
 	rm -rf build/lib*  # setuptools would pack what an earlier build left there

@@ -28,6 +28,7 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10, the oldest t
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas"
 COMPILE = f"-c -O3 -std=c++17 {TARGET} -Icsrc"
 HOST = "-fPIC -fvisibility=hidden -fopenmp-simd"
+CUDA_LANGUAGE = "--expt-relaxed-constexpr"  # std::numeric_limits in kernels
 CUDA_TARGETS = (
     "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90 "
     "-gencode=arch=compute_90,code=compute_90"
@@ -126,8 +127,11 @@ class BuildLibraries(build_ext):
         torch_include = f"-isystem {shlex.quote(str(find_torch_include()))}"
         if extension.name.endswith("_cuda"):
             compiler, host = shlex.quote(find_nvcc()), f"-Xcompiler={HOST.replace(' ', ',')}"
-            compile_options = f"{COMPILE} {CUDA_TARGETS} -lineinfo -DUSE_CUDA {host} -MD -MF $out.d"
-            link_options = "-shared -cudart=shared -Xlinker=--no-as-needed"
+            compile_options = (
+                f"{COMPILE} {CUDA_TARGETS} {CUDA_LANGUAGE} -lineinfo -DUSE_CUDA {host} "
+                "-MD -MF $out.d"
+            )
+            link_options = f"-shared {CUDA_TARGETS} -cudart=shared -Xlinker=--no-as-needed"
         else:
             compiler, user = find_compiler(), os.environ.get("CXXFLAGS", "")
             compile_options = f"{COMPILE} {HOST} {WARNINGS} {user} -MMD -MF $out.d"
@@ -141,7 +145,8 @@ class BuildLibraries(build_ext):
             (output, [source], f"{compiler} {compile_options} {torch_include} $in -o $out")
             for source, output in zip(extension.sources, objects, strict=True)
         ]
-        link = f"{compiler} {link_options} {' '.join(objects)} {stub} -o $out"
+        torch = f"-L{self.build_temp} -ltorch"  # nvcc would put the stub's path before its options
+        link = f"{compiler} {link_options} {' '.join(objects)} {torch} -o $out"
         return [*steps, (library, [*objects, stub], link)]
 
 

@@ -8,27 +8,30 @@ import torch
 
 from robustkern import functional
 
+SHAPES = spectral.SHAPES
+
 
 def methods(gradient, covariance):
     found = {
-        "robustkern": lambda: functional.covariance_product(gradient, covariance),
-        "torch.fft": lambda: spectral.fft_product(gradient, covariance),
+        "robustkern": lambda g: functional.covariance_product(g, covariance),
+        "torch.fft": lambda g: spectral.fft_product(g, covariance),
     }
-    if gradient[0].numel() <= spectral.DENSE_LIMIT:
+    if gradient[0].numel() <= spectral.DENSE_LIMIT[gradient.device.type]:
         matrix = spectral.dense_matrix(covariance)
-        found["dense"] = lambda: (gradient.flatten(1) @ matrix).view(gradient.shape)
-    return found
+        found["dense"] = lambda g: (g.flatten(1) @ matrix).view(g.shape)
+    return found | spectral.algorithms(covariance, form=False)
 
 
-@pytest.mark.parametrize("shape", spectral.SHAPES, ids=str)
-def test_product(shape, compare, benchmark):
-    g, k = spectral.data(shape)
+def test_product(shape, device, compare, benchmark):
+    g, k = spectral.data(shape, device)
     truth = spectral.fft_product(g.double(), k.double())
-    for method in methods(g, k).values():
-        spectral.assert_accurate(method(), truth)
+    compared = methods(g, k)
+    for method in compared.values():
+        spectral.assert_accurate(method(g), truth)
     medians = compare(
-        f"covariance_product|fwd|{shape}|float32|cpu",
-        methods(g, k),
+        f"covariance_product|fwd|{shape}|float32|{device.type}",
+        compared,
+        inputs=(g,),
         baseline="robustkern",
         rounds=20 if shape[2] > 100 else 60,
         **spectral.facts(shape, math.prod(shape)),
@@ -37,17 +40,18 @@ def test_product(shape, compare, benchmark):
 
 
 @pytest.mark.parametrize("shape", spectral.CONVOLVED, ids=str)
-def test_product_by_convolution(shape, compare, benchmark):
-    g, k = spectral.data(shape)
+def test_product_by_convolution(shape, device, compare, benchmark):
+    g, k = spectral.data(shape, device)
     spectral.assert_accurate(
         spectral.convolution(g[:2], k), spectral.fft_product(g[:2].double(), k.double())
     )
     medians = compare(
-        f"covariance_product|fwd by convolution|{shape}|float32|cpu",
+        f"covariance_product|fwd by convolution|{shape}|float32|{device.type}",
         {
-            "robustkern": lambda: functional.covariance_product(g, k),
-            "conv2d": lambda: spectral.convolution(g, k),
+            "robustkern": lambda g: functional.covariance_product(g, k),
+            "conv2d": lambda g: spectral.convolution(g, k),
         },
+        inputs=(g,),
         baseline="robustkern",
         rounds=3 if shape[1] > 1 else 10,
         warmup=1,
@@ -55,22 +59,30 @@ def test_product_by_convolution(shape, compare, benchmark):
     spectral.summarize(benchmark, medians, "robustkern")
 
 
-@pytest.mark.parametrize("shape", spectral.SHAPES[:1], ids=str)
-def test_derivative(shape, compare):
+@pytest.mark.parametrize("shape", [(128, 3, 32, 32)], ids=str)
+def test_derivative(shape, device, compare):
     """Forward and backward: the derivative is a product with the transposed covariance."""
-    g, k = spectral.data(shape)
-    leaf, cotangent = g.clone().requires_grad_(), torch.ones_like(g)
+    g, k = spectral.data(shape, device)
+    cotangent = torch.ones_like(g)
 
     def differentiate(product):
-        leaf.grad = None
-        product(leaf, k).backward(cotangent)
-        return leaf.grad
+        def run(gradient):
+            leaf = gradient.detach().requires_grad_()
+            product(leaf, k).backward(cotangent)
+            return leaf.grad
+
+        return run
 
     truth = spectral.fft_product(cotangent.double(), k.double().transpose(0, 1).flip(2, 3))
     compared = {
-        "robustkern": lambda: differentiate(functional.covariance_product),
-        "torch.fft": lambda: differentiate(spectral.fft_product),
+        "robustkern": differentiate(functional.covariance_product),
+        "torch.fft": differentiate(spectral.fft_product),
     }
     for method in compared.values():
-        spectral.assert_accurate(method(), truth)
-    compare(f"covariance_product|fwd+bwd|{shape}|float32|cpu", compared, baseline="robustkern")
+        spectral.assert_accurate(method(g), truth)
+    compare(
+        f"covariance_product|fwd+bwd|{shape}|float32|{device.type}",
+        compared,
+        inputs=(g,),
+        baseline="robustkern",
+    )

@@ -2,34 +2,36 @@
 
 import pytest
 import torch
-from stream import bandwidth
+from samples import SHAPES, compiled, random
+from stream import limit
 
 from robustkern import functional, reference
 
-SHAPES = [(64, 3, 224, 224), (256, 3, 32, 32)]
+__all__ = ["SHAPES"]
 
 
 @pytest.mark.parametrize("direction", ["sign", "gradient"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward(shape, direction, compare):
-    generator = torch.Generator().manual_seed(0)
-    x, g = (torch.randn(shape, generator=generator) for _ in range(2))
+def test_forward(shape, dtype, direction, device, compare):
+    x, g = random(2, shape, dtype, device)
     methods = {
-        "naive": lambda: reference.perturb(x, g, 1.5, direction),
-        "robustkern": lambda: functional.perturb(x, g, 1.5, direction),
+        "naive": lambda x, g: reference.perturb(x, g, 1.5, direction),
+        "robustkern": lambda x, g: functional.perturb(x, g, 1.5, direction),
     }
-    truth = reference.perturb(x.double(), g.double(), 1.5, direction).float()
+    methods |= compiled(methods["naive"], device)
+    truth = reference.perturb(x.double(), g.double(), 1.5, direction).to(dtype)
     for method in methods.values():
-        torch.testing.assert_close(method(), truth)
+        torch.testing.assert_close(method(x, g), truth)
     # The limit's copy goes into memory that is there; this one, like ours, into new pages.
-    methods["clone"] = lambda: x.clone()
+    methods["clone"] = lambda x, g: x.clone()
     there = torch.empty_like(x)
-    methods["copy"] = lambda: there.copy_(x)
+    methods["copy"] = lambda x, g: there.copy_(x)
     compare(
-        f"perturb {direction}|{shape}|float32|cpu",
+        f"perturb {direction}|{shape}|{str(dtype).removeprefix('torch.')}|{device.type}",
         methods,
+        inputs=(x, g),
         cold=x.nbytes > 2**24,
+        graphs=x.nbytes < 2**24,
         baseline="robustkern",
-        limit=lambda: bandwidth("copy", x.nbytes, torch.get_num_threads(), repeats=1),
+        limit=limit("copy", x.nbytes, device),
         bytes_min=3 * x.nbytes,
     )

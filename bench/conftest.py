@@ -2,94 +2,172 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from results import write_results
+from timing import cpu_timers, gpu_timers, graph_timers, peak_bytes, rotated
+from torch import Tensor
 
+collect_ignore = ["gpu.py", "resources.py"]  # commands
 ROWS: list[dict[str, Any]] = []
+DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
+BEGIN = time.monotonic()
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("robustkern")
     group.addoption("--smoke", action="store_true", help="one round each: do they still run?")
     group.addoption("--results", type=Path, help="write the rows to this JSON file")
+    group.addoption("--device", default="cpu", help="cpu or cuda")
+    group.addoption("--budget", type=float, help="seconds after which no further test begins")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # rivals of equal accuracy
+        # A figure is not worth less for a warning; the tests are where one is an error.
+        config.addinivalue_line("filterwarnings", "default")
+
+
+def pytest_generate_tests(metafunc):
+    """Shapes, a dictionary in the module, and dtypes are those of the device."""
+    kind = metafunc.config.getoption("--device")
+    chosen = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "shape" in metafunc.fixturenames and "shape" not in chosen:
+        metafunc.parametrize("shape", metafunc.module.SHAPES[kind], ids=str)
+    if "dtype" in metafunc.fixturenames and "dtype" not in chosen:
+        metafunc.parametrize("dtype", DTYPES[kind], ids=str)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") == "cpu":
+        gpu = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(autouse=True)
+def budget(request):
+    seconds = request.config.getoption("--budget")
+    if seconds is not None and time.monotonic() - BEGIN > seconds:
+        pytest.skip(f"the {seconds:.0f} seconds are used up")
 
 
 @pytest.fixture
-def compare(benchmark, request):
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def compare(benchmark, request, device):
     """Time methods in turn, round after round, and report each one's median and ratios."""
 
     def run(
         group: str,
-        methods: dict[str, Callable[[], object]],
+        methods: dict[str, Callable[..., object]],
         baseline: str,
+        inputs: Sequence[Tensor] = (),
         rounds: int = 20,
         warmup: int = 3,
         limit: Callable[[], float] | None = None,
         cold: bool = False,
+        graphs: bool = False,
         **facts: Any,
     ) -> dict[str, float]:
-        """Median seconds by method.
+        """Median seconds by method; each is called with the inputs.
 
         Each method's `ratio` is the median over rounds of its time over the baseline's in the same
         round, so that a machine whose speed drifts does not favour one of them. `limit` measures
         this machine's bandwidth in bytes per second, in every round too; with `bytes_min` among
         the facts each row says which share of it the method reaches. `cold` drives the arrays out
-        of the caches before every call, for sizes that do not stay there anyway.
+        of the CPU's caches before every call, for sizes that do not stay there anyway. On a GPU
+        the calls go through copies of the inputs that no cache holds together, and each row has the
+        peak memory of a call; `graphs` times them once more by the replay of a CUDA graph, without
+        the launches that bound small sizes.
         """
         if request.config.getoption("--smoke"):
             rounds, warmup = 1, 0
-        seconds: dict[str, list[float]] = {name: [] for name in methods}
+        memory: dict[str, dict[str, int]] = {}
+        if device.type == "cpu":
+            timers = {group: cpu_timers(methods, inputs, cold)}
+        else:
+            memory = {name: {"peak_bytes": peak_bytes(m, inputs)} for name, m in methods.items()}
+            copies = rotated(inputs)
+            timers = {group: gpu_timers(methods, copies)}
+            if graphs:
+                timers[f"{group}|graph replay"] = graph_timers(methods, copies)
+        seconds: dict[tuple[str, str], list[float]] = {
+            (title, name): [] for title, group_timers in timers.items() for name in group_timers
+        }
         limits: list[float] = []
-        elsewhere = torch.zeros(2**24 if cold else 0)  # 64 MiB
 
         def one_round() -> None:
             if limit:
                 limits.append(limit())
-            for name, method in methods.items():
-                elsewhere.add_(1)
-                start = time.perf_counter()
-                method()
-                seconds[name].append(time.perf_counter() - start)
+            for title, name in seconds:
+                seconds[title, name].append(timers[title][name]())
 
         benchmark.group = group
         benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=warmup)
         medians = {}
-        for name, times in seconds.items():
+        for (title, name), times in seconds.items():
             times = times[warmup:]
-            base = seconds[baseline][warmup:]
+            base = seconds[title, baseline][warmup:]
             quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-            medians[name] = statistics.median(times)
             row = {
-                "group": group,
+                "group": title,
                 "method": name,
-                "median_s": medians[name],
+                "median_s": statistics.median(times),
                 "iqr_s": quartiles[2] - quartiles[0],
                 "baseline": baseline,
                 "ratio": statistics.median(t / b for t, b in zip(times, base, strict=True)),
                 "rounds": rounds,
                 **facts,
+                **memory.get(name, {}),
             }
+            if "bytes_min" in facts:
+                row["bytes_per_s"] = facts["bytes_min"] / row["median_s"]
             if limit:
                 row["limit_bytes_per_s"] = statistics.median(limits[warmup:])
                 row["share_of_limit"] = statistics.median(
                     facts["bytes_min"] / t / b for t, b in zip(times, limits[warmup:], strict=True)
                 )
-            benchmark.extra_info[name] = row
+            if title == group:
+                medians[name] = row["median_s"]
+                benchmark.extra_info[name] = row
             ROWS.append(row)
+        _save(request.config)
         return medians
 
     return run
 
 
+@pytest.fixture
+def note(request):
+    """Add a row without figures, such as that of a method which failed."""
+
+    def add(**row: Any) -> None:
+        ROWS.append(row)
+        _save(request.config)
+
+    return add
+
+
+def _save(config):
+    # After every group: a run that is stopped keeps what it has.
+    path = config.getoption("--results")
+    if path:
+        write_results(path, ROWS)
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    """One table for each group, and the results file if one was asked for."""
+    """One table for each group."""
     for group in dict.fromkeys(row["group"] for row in ROWS):
-        rows = [row for row in ROWS if row["group"] == group]
+        rows = [row for row in ROWS if row["group"] == group and "median_s" in row]
         terminalreporter.section(group)
         terminalreporter.line(f"{'method':<28}{'median ms':>12}{'IQR ms':>10}{'ratio':>9}")
         for row in rows:
@@ -97,7 +175,8 @@ def pytest_terminal_summary(terminalreporter, config):
                 f"{row['method']:<28}{row['median_s'] * 1e3:>12.3f}{row['iqr_s'] * 1e3:>10.3f}"
                 f"{row['ratio']:>9.3f}"
             )
-        terminalreporter.line(f"ratio: to {rows[0]['baseline']}, round by round")
+        if rows:
+            terminalreporter.line(f"ratio: to {rows[0]['baseline']}, round by round")
     path = config.getoption("--results")
     if path and ROWS:
-        write_results(path, ROWS)
+        terminalreporter.line(f"written: {path}")

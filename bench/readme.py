@@ -14,6 +14,8 @@ RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
 # Rows that compute something else, and how many times their bytes the op moves.
 COMPARISONS = {"dot": 1.0, "clone": 1.5, "copy": 1.5}
+# The op by each of the algorithms that it chooses from, whatever the size.
+ALGORITHMS = ("toeplitz", "spectral")
 NOT_MEASURED = "Not measured yet.\n"
 
 
@@ -103,35 +105,99 @@ def ops() -> str:
     results = read("cpu-ops")
     if results is None:
         return NOT_MEASURED
+    return (
+        "The ops on the CPU against the fastest other way to compute them. The limit is the "
+        "STREAM bandwidth of a dot product (or a copy, to write something) of the same size; "
+        "beside it stand the bandwidths of torch.dot, of a copy into memory that is there, and of "
+        f"a clone, which has to get new memory as the op does. {made(results)}"
+        + op_table(results["rows"])
+    )
+
+
+def op_table(measured: list[dict[str, Any]], digits: int = 2) -> str:
+    """A line for each group of op rows; milliseconds to so many digits."""
     rows = []
-    for group in dict.fromkeys(r["group"] for r in results["rows"]):
-        of_group = [r for r in results["rows"] if r["group"] == group]
+    for group, of_group in grouped(measured).items():
         ours = next(r for r in of_group if r["method"] == "robustkern")
-        others = [r for r in of_group if r["method"] not in ("robustkern", *COMPARISONS)]
-        best = min(others, key=lambda r: r["median_s"])
+        aside = ("robustkern", *COMPARISONS, *ALGORITHMS)
+        best = min((r for r in of_group if r["method"] not in aside), key=lambda r: r["median_s"])
         op, *rest = group.split("|")
         share = f"{100 * ours['share_of_limit']:.0f}%" if "share_of_limit" in ours else ""
         for r in of_group:
-            if r["method"] in COMPARISONS:
+            if r["method"] in COMPARISONS and "share_of_limit" in ours:
                 rate = COMPARISONS[r["method"]] * r["ratio"]
                 share += f"; {100 * rate:.0f}% of a {r['method']}'s"
         rows.append(
             [
                 f"`{op}`",
                 ", ".join(rest),
-                f"{1e3 * ours['median_s']:.2f} ms",
-                f"{1e3 * best['median_s']:.2f} ms ({best['method']})",
+                f"{1e3 * ours['median_s']:.{digits}f} ms",
+                f"{1e3 * best['median_s']:.{digits}f} ms ({best['method']})",
                 f"{best['ratio']:.1f}x",
                 share,
             ]
         )
-    return (
-        "The ops on the CPU against the fastest other way to compute them. The limit is the "
-        "STREAM bandwidth of a dot product (or a copy, to write something) of the same size; "
-        "beside it stand the bandwidths of torch.dot, of a copy into memory that is there, and of "
-        f"a clone, which has to get new memory as the op does. {made(results)}"
-        + table(["op", "size", "robustkern", "best other", "faster by", "of the limit"], rows)
+    return table(["op", "size", "robustkern", "best other", "faster by", "of the limit"], rows)
+
+
+def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows by group, in their order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return groups
+
+
+def gpu() -> str:
+    """All that `make gpu` found, on every GPU it has run on."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    texts = [gpu_results(results) for results in found.values() if "parts" in results]
+    return "".join(texts) or (
+        "GPU figures are not measured yet; `make gpu` on a machine with an NVIDIA GPU makes them.\n"
     )
+
+
+def gpu_results(results: dict[str, Any]) -> str:
+    """One GPU's parts, ops and steps."""
+    p = results["provenance"]
+    text = (
+        f"`make gpu` on an {p['gpu']}: driver {p['driver']}, torch {p['torch']}, CUDA {p['cuda']}, "
+        f"Triton {p['triton']}, Python {p['python']}, commit {p['commit'][:12]}.\n"
+    )
+    parts = [
+        [name, part["status"], f"{part['seconds']:.0f} s", part["last"].replace("|", "/")]
+        for name, part in results["parts"].items()
+    ]
+    text += table(["part", "outcome", "time", "last line"], parts)
+    ops_rows = [r for r in results["rows"] if r["part"] == "ops"]
+    if ops_rows:
+        text += (
+            "The ops against the fastest other way of equal accuracy; the limit is a copy of 512 "
+            "MB, measured in every round. Inputs go through copies that no cache holds together.\n"
+        ) + op_table(ops_rows, digits=3)
+        choices = [
+            [r["group"].replace("|", ", "), r["method"], f"{1e3 * r['median_s']:.3f} ms"]
+            for r in ops_rows
+            if r["method"] in ALGORITHMS and "graph replay" not in r["group"]
+        ]
+        if choices:
+            text += "What each algorithm takes where it may be chosen.\n" + table(
+                ["op", "algorithm", "time"], choices
+            )
+    for group, rows in grouped([r for r in results["rows"] if r["part"] == "steps"]).items():
+        title = group.removeprefix("step|").replace("|", ", ")
+        text += f"Training steps, {title}, channels_last, no TF32.\n" + table(
+            ["step", "median time", "in plain steps", "peak memory"], map(step_row, rows)
+        )
+    return text
+
+
+def step_row(row: dict[str, Any]) -> list[str]:
+    """What a step takes, or why it cannot be taken."""
+    if "error" in row:
+        return [row["method"], row["error"].replace("|", "/"), "", ""]
+    times = [f"{1e3 * row['median_s']:.1f} ms", f"{row['ratio']:.2f}"]
+    return [row["method"], *times, f"{row['peak_bytes'] / 1e9:.2f} GB"]
 
 
 def training(name: str) -> Callable[[], str]:
@@ -172,6 +238,7 @@ SECTIONS = {
     "demo": demo,
     "step": step,
     "ops": ops,
+    "gpu": gpu,
     "mnist": training("mnist"),
     "cifar10": training("cifar10"),
 }

@@ -1,9 +1,11 @@
 """Where figures go: JSON files that name the machine, the versions, the commit and the command."""
 
+import importlib.metadata
 import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +17,48 @@ import torch
 def provenance() -> dict[str, Any]:
     """What a figure needs beside it to be made again."""
     root = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-    ).stdout
-    return {
+    facts = {
         "machine": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit.strip() + (" and changes" if changed else ""),
+        "commit": _commit(root),
         "command": shlex.join(["python", *_relative(sys.orig_argv[1:], root)]),
     }
+    if torch.cuda.is_available():
+        facts |= {
+            "gpu": torch.cuda.get_device_name(),
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "cuda": torch.version.cuda,
+            "triton": _version("triton"),
+            "numpy": _version("numpy"),
+        }
+    return facts
+
+
+def _commit(root: Path) -> str:
+    """What ROBUSTKERN_COMMIT says, for a copy without its history, or what git says."""
+    if "ROBUSTKERN_COMMIT" in os.environ:
+        return os.environ["ROBUSTKERN_COMMIT"]
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return (commit or "unknown") + (" and changes" if changed else "")
+
+
+def _output(*command: str) -> str:
+    """The first line that a program prints; nothing where it is absent or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return printed.strip().partition("\n")[0]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def write_results(path: Path, rows: list[dict[str, Any]]) -> None:

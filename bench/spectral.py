@@ -1,23 +1,36 @@
 """What the covariance benchmarks share: the alternatives that a person would write."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHAPES = [(128, 3, 32, 32), (128, 1, 28, 28), (256, 1, 8, 8), (16, 3, 64, 64), (8, 3, 224, 224)]
+SHAPES = {
+    "cpu": [(128, 3, 32, 32), (128, 1, 28, 28), (256, 1, 8, 8), (16, 3, 64, 64), (8, 3, 224, 224)],
+    "cuda": [
+        (128, 3, 32, 32),
+        (512, 3, 32, 32),
+        (128, 3, 64, 64),
+        (512, 3, 64, 64),
+        (128, 1, 28, 28),
+        (512, 1, 28, 28),
+        (16, 3, 224, 224),
+    ],
+}
 # A convolution with a kernel twice the image is timed where it ends within seconds, few times.
 CONVOLVED = [(128, 3, 32, 32), (128, 1, 28, 28), (256, 1, 8, 8)]
-DENSE_LIMIT = 4096  # elements of a sample; a matrix of 64 MB in float32
+# Elements of a sample; a matrix of 64 MB in float32 for a CPU, of 600 MB for a GPU.
+DENSE_LIMIT = {"cpu": 4096, "cuda": 12288}
 
 
-def data(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def data(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
     _, channels, height, width = shape
-    g = torch.randn(shape, generator=generator, dtype=dtype)
+    g = torch.randn(shape, generator=generator, device=device)
     size = (channels, channels, 2 * height - 1, 2 * width - 1)
-    return g, torch.randn(size, generator=generator, dtype=dtype)
+    return g, torch.randn(size, generator=generator, device=device)
 
 
 def smooth_size(least: int) -> int:
@@ -57,6 +70,19 @@ def dense_matrix(covariance: Tensor) -> Tensor:
     return windows.permute(0, 2, 3, 1, 4, 5).reshape(size, size).T.contiguous()
 
 
+def algorithms(covariance: Tensor, form: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The algorithms the op chooses from on a GPU, each at every size: the crossovers' source."""
+    if not covariance.is_cuda:
+        return {}
+    from robustkern.triton._spectral import spectral
+    from robustkern.triton._toeplitz import toeplitz
+
+    return {
+        "toeplitz": lambda g: toeplitz(g, covariance, form),
+        "spectral": lambda g: spectral(g, covariance, form),
+    }
+
+
 def form(gradient: Tensor, product: Tensor) -> Tensor:
     return (gradient * product).flatten(1).sum(1)
 
@@ -67,7 +93,8 @@ def fft_autocovariance(perturbation: Tensor) -> Tensor:
     spectra = torch.fft.rfft2(perturbation, s=sizes)
     mean = torch.einsum("ncyx,ndyx->cdyx", spectra.conj(), spectra) / samples
     sums = torch.fft.irfft2(mean, s=sizes).roll((height - 1, width - 1), (2, 3))
-    y, x = (size - torch.arange(1 - size, size).abs() for size in (height, width))
+    device = perturbation.device
+    y, x = (size - torch.arange(1 - size, size, device=device).abs() for size in (height, width))
     return sums[..., : 2 * height - 1, : 2 * width - 1] / torch.outer(y, x)
 
 
@@ -90,7 +117,8 @@ def facts(shape: tuple[int, ...], written: int) -> dict[str, float]:
 
 def summarize(benchmark, medians: dict[str, float], baseline: str) -> None:
     """How much longer the best alternative takes: its median ratio over rounds."""
-    others = {name: benchmark.extra_info[name]["ratio"] for name in medians if name != baseline}
+    ours = (baseline, "toeplitz", "spectral")
+    others = {name: benchmark.extra_info[name]["ratio"] for name in medians if name not in ours}
     best = min(others, key=others.__getitem__)
     benchmark.extra_info["best_alternative"] = best
     benchmark.extra_info["times_as_fast"] = others[best]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from robustkern import ops, reference
-from robustkern.ops._library import has_kernel
+from robustkern.ops._library import kernel_of
 from robustkern.reference.samples import accumulation_dtype
 
 __all__ = [
@@ -125,12 +125,13 @@ def covariance_product(gradient: Tensor, covariance: Tensor) -> Tensor:
 
     .. math:: (\Sigma g)[c, i] = \sum_{c', j} K[c, c', j - i]\, g[c', j]
 
-    It equals ``F.conv2d(gradient, covariance, padding=(H - 1, W - 1))``.
+    It equals ``F.conv2d(gradient, covariance, padding=(P - 1, Q - 1))``.
 
     Args:
         gradient: (N, C, H, W).
-        covariance: K, (C, C, 2H-1, 2W-1); displacement zero is at [H-1, W-1]. Its dtype is that of
-            `gradient` or its accumulation dtype.
+        covariance: K, (C, C, 2P-1, 2Q-1) with P <= H and Q <= W: displacement zero is at
+            [P-1, Q-1], and K is zero beyond. Its dtype is that of `gradient` or its accumulation
+            dtype.
 
     Returns:
         (N, C, H, W), dtype of `gradient`. Twice differentiable in `gradient`.
@@ -157,7 +158,7 @@ def covariance_form(gradient: Tensor, covariance: Tensor) -> Tensor:
 
     Args:
         gradient: (N, C, H, W).
-        covariance: K, (C, C, 2H-1, 2W-1), as for `covariance_product`.
+        covariance: K, (C, C, 2P-1, 2Q-1), as for `covariance_product`.
 
     Returns:
         (N,), in the accumulation dtype. Twice differentiable in `gradient`. Negative values mean
@@ -217,10 +218,7 @@ def show_config() -> None:
     """
     print(f"{'op':<20} {'CPU':<10} {'CUDA':<10}")
     for op in ops.__all__:
-        served = [
-            "compiled" if has_kernel(op, device) else "reference" for device in ("CPU", "CUDA")
-        ]
-        print(f"{op:<20} {served[0]:<10} {served[1]:<10}")
+        print(f"{op:<20} {kernel_of(op, 'CPU'):<10} {kernel_of(op, 'CUDA'):<10}")
 
 
 def _call(name: str, *arguments: Any) -> Tensor:
@@ -286,11 +284,16 @@ def _check_covariance(function: str, gradient: Tensor, covariance: Tensor) -> No
             f"got {gradient.dtype} and {covariance.dtype}"
         )
     channels, height, width = gradient.shape[1:]
-    expected = (channels, channels, 2 * height - 1, 2 * width - 1)
-    if tuple(covariance.shape) != expected:
+    largest = (2 * height - 1, 2 * width - 1)
+    fits = covariance.dim() == 4 and all(
+        size % 2 == 1 and size <= most
+        for size, most in zip(covariance.shape[2:], largest, strict=True)
+    )
+    if not fits or tuple(covariance.shape[:2]) != (channels, channels):
         raise ValueError(
-            f"{function}: covariance must be (C, C, 2H-1, 2W-1) = {expected} for gradient "
-            f"{tuple(gradient.shape)}, got {tuple(covariance.shape)}"
+            f"{function}: covariance must be (C, C, 2P-1, 2Q-1), at most "
+            f"{(channels, channels, *largest)} for gradient {tuple(gradient.shape)}, "
+            f"got {tuple(covariance.shape)}"
         )
     _check_device(function, "gradient", gradient, "covariance", covariance)
     if covariance.requires_grad:

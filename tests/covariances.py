@@ -1,8 +1,11 @@
 """Covariances over pixel displacements, and the matrices they stand for."""
 
+from functools import partial
+
+import conformance
 import pytest
 import torch
-from conformance import bitwise_with_threads, layouts, sample
+from conformance import DTYPES, bitwise_with_threads, layouts, sample
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -26,11 +29,24 @@ IMAGES = [
 ]
 DENSE, SPECTRAL = (3, 2, 3, 5), (5, 3, 9, 12)
 
+TOLERANCE = conformance.COVARIANCE_TOLERANCE
+assert_true = partial(conformance.assert_true, tolerances=TOLERANCE)
+
 
 def covariance_of(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 1) -> Tensor:
     """One that fits the images, with no symmetry at all."""
     _, channels, height, width = shape
     return sample((channels, channels, 2 * height - 1, 2 * width - 1), dtype, seed)
+
+
+def short_covariance_of(
+    shape: tuple[int, ...], reach: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """One of fewer displacements, up to `reach` rows and columns, and the same among zeros."""
+    whole = covariance_of(shape, dtype)
+    y, x = (size - 1 - r for size, r in zip(shape[2:], reach, strict=True))
+    short = whole[..., y : whole.shape[2] - y, x : whole.shape[3] - x].clone()
+    return short, torch.nn.functional.pad(short, (x, x, y, y))
 
 
 def matrix(covariance: Tensor) -> Tensor:
@@ -63,6 +79,19 @@ class CovarianceOpTests:
         k = covariance_of(shape, torch.float32)
         torch.library.opcheck(op, (g, k))
         torch.library.opcheck(op, (g.detach()[:0], k))
+
+    @pytest.mark.parametrize("reach", [(0, 0), (2, 1), (0, 11), (8, 0)], ids=str)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_a_covariance_of_short_reach_is_zero_beyond(self, reach, dtype):
+        g = sample(SPECTRAL, dtype)
+        short, whole = short_covariance_of(SPECTRAL, reach, dtype)
+        truth = self.function(g.double(), whole.double())
+        result = self.function(g, short)
+        assert_true(result, truth, result.dtype)
+        if g.dtype == torch.float64:
+            leaf = g.requires_grad_()
+            assert gradcheck(self.function, (leaf, short), fast_mode=True)
+            assert gradgradcheck(self.function, (leaf, short), fast_mode=True)
 
     @pytest.mark.parametrize("shape", [(2, 2, 3, 2), (3, 1, 17, 19)], ids=str)
     def test_derivatives(self, shape):

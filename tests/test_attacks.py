@@ -31,7 +31,7 @@ class Fragile(nn.Module):
 
 @pytest.fixture
 def batch():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     inputs = torch.rand(12, 6, generator=generator)
     inputs[0], inputs[1] = 0, 1
     return inputs, torch.arange(12) % 3
@@ -142,7 +142,7 @@ def test_pgd_random_start_is_seeded(batch):
     inputs, targets = batch
 
     def start(seed):
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator(inputs.device).manual_seed(seed)
         return pgd(
             smooth_model(), inputs, targets, 0.2, steps=1, step_size=0.01, generator=generator
         )
@@ -241,7 +241,7 @@ def test_accuracy_moves_batches_to_the_dtype_of_the_model(batch):
 
 
 def test_robust_accuracy_falls_with_eps_and_starts_clean():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     inputs = torch.rand(200, 2, generator=generator)
     targets = (inputs[:, 0] > inputs[:, 1]).long()
     model = nn.Linear(2, 2)

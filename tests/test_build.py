@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from triton import knobs
 
 import robustkern
 
 ROOT = Path(__file__).parents[1]
+CUDA_LIBRARY = Path(robustkern.__file__).parent / "librobustkern_cuda.so"
 LIBRARIES = sorted(Path(robustkern.__file__).parent.glob("librobustkern_*.so"))
 # What a Linux with torch has: the C and C++ run-time libraries, and torch's own.
 SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6"}
@@ -73,6 +75,17 @@ def test_library_exports_nothing_but_its_registration() -> None:
         assert "robustkern" not in output, (
             "kernels should be hidden, so that no other library's clash"
         )
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="built without nvcc")
+def test_cuda_library_has_every_architecture() -> None:
+    """Ampere's and Hopper's machine code, and PTX for what comes after."""
+    tool = knobs.nvidia.cuobjdump.path
+    listed = subprocess.check_output([tool, "-lelf", "-lptx", CUDA_LIBRARY], text=True)
+    kernels = [path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")]
+    found = set(re.findall(r"(\w+)\.(sm_\d+\.(?:cubin|ptx))", listed))
+    expected = ("sm_80.cubin", "sm_90.cubin", "sm_90.ptx")
+    assert {(kernel, part) for kernel in kernels for part in expected} <= found
 
 
 @pytest.mark.parametrize(

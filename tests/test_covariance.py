@@ -9,7 +9,8 @@ from robustkern import CovarianceFunction, FullCovariance, functional
 
 def correlated(samples=5):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(samples, 2, 3, 4, generator=generator)
+    images = torch.randn(samples, 2, 3, 4, generator=generator, device="cpu")
+    return images.to(torch.get_default_device())
 
 
 def test_first_update_is_taken_whole_and_the_next_move_the_average():
@@ -26,7 +27,7 @@ def test_first_update_is_taken_whole_and_the_next_move_the_average():
 def test_dense_is_the_matrix_that_product_and_form_stand_for():
     covariance = CovarianceFunction(2, 3, 4)
     covariance.values.copy_(torch.randn_like(covariance.values))  # not even symmetric
-    sigma, g = covariance.dense(), correlated()
+    sigma, g = covariance.dense().double(), correlated().double()
     rows = g.flatten(1)
     torch.testing.assert_close(covariance.product(g).flatten(1), rows @ sigma.T)
     torch.testing.assert_close(covariance.form(g), ((rows @ sigma.T) * rows).sum(1))

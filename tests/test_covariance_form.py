@@ -1,15 +1,16 @@
 import pytest
 import torch
-from conformance import (
-    DTYPES,
+from conformance import DTYPES, accumulation, layouts, relative_error, sample
+from covariances import (
+    DENSE,
+    IMAGES,
+    SPECTRAL,
     TOLERANCE,
-    accumulation,
+    CovarianceOpTests,
     assert_true,
-    layouts,
-    relative_error,
-    sample,
+    covariance_of,
+    matrix,
 )
-from covariances import DENSE, IMAGES, SPECTRAL, CovarianceOpTests, covariance_of, matrix
 
 from robustkern import functional, reference
 

@@ -1,7 +1,16 @@
 import pytest
 import torch
-from conformance import DTYPES, TOLERANCE, assert_true, layouts, relative_error, sample
-from covariances import DENSE, IMAGES, SPECTRAL, CovarianceOpTests, covariance_of, matrix
+from conformance import DTYPES, layouts, relative_error, sample
+from covariances import (
+    DENSE,
+    IMAGES,
+    SPECTRAL,
+    TOLERANCE,
+    CovarianceOpTests,
+    assert_true,
+    covariance_of,
+    matrix,
+)
 
 from robustkern import functional, reference
 

@@ -1,5 +1,9 @@
+import os
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +46,7 @@ BAD = [
         functional.perturb,
         (G, G.to("meta"), 1.0),
         ValueError,
-        "perturb: gradient must be on inputs's device, got cpu and meta",
+        f"perturb: gradient must be on inputs's device, got {G.device} and meta",
     ),
     (functional.perturb, (G, G, "1"), TypeError, "perturb: length must be a number, got str"),
     (functional.perturb, (G, G, torch.inf), ValueError, "perturb: length must be finite, got inf"),
@@ -88,7 +92,7 @@ BAD = [
         functional.gradient_difference,
         (G, G.to("meta")),
         ValueError,
-        "gradient_difference: b must be on a's device, got cpu and meta",
+        f"gradient_difference: b must be on a's device, got {G.device} and meta",
     ),
     (
         functional.autocovariance,
@@ -135,14 +139,21 @@ for covariance_op in (functional.covariance_product, functional.covariance_form)
             covariance_op,
             (G, K[..., 1:]),
             ValueError,
-            f"{name}: covariance must be (C, C, 2H-1, 2W-1) = (3, 3, 7, 9) for gradient "
+            f"{name}: covariance must be (C, C, 2P-1, 2Q-1), at most (3, 3, 7, 9) for gradient "
             "(2, 3, 4, 5), got (3, 3, 7, 8)",
+        ),
+        (
+            covariance_op,
+            (G, torch.ones(3, 3, 7, 11)),
+            ValueError,
+            f"{name}: covariance must be (C, C, 2P-1, 2Q-1), at most (3, 3, 7, 9) for gradient "
+            "(2, 3, 4, 5), got (3, 3, 7, 11)",
         ),
         (
             covariance_op,
             (G, K.to("meta")),
             ValueError,
-            f"{name}: covariance must be on gradient's device, got cpu and meta",
+            f"{name}: covariance must be on gradient's device, got {G.device} and meta",
         ),
         (
             covariance_op,
@@ -230,7 +241,53 @@ def test_show_config_tells_what_the_dispatcher_does(capsys):
     for line in lines[1:]:
         name, cpu, _ = line.split()
         kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"robustkern::{name}", "CPU")
-        assert cpu == ("compiled" if kernel else "reference")
+        assert cpu == ("C++" if kernel else "reference")
 
 
 DIFFERENTIABLE_AND_OTHERS = sorted([*DIFFERENTIABLE, "autocovariance"])
+
+
+def run_as_a_build_with_cuda(script):
+    """A Python whose torch says that it was built with CUDA, on a machine without a GPU."""
+    begin = (
+        "import torch, warnings; torch.version.cuda = '13.0'; warnings.simplefilter('always')\n"
+        "import robustkern; from robustkern.ops import _library\n"
+        "key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)\n"
+        "op = torch.ops.robustkern.gradient_difference.default\n"
+        "a, b = torch.ones(2, 3), torch.zeros(2, 3)\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", begin + script],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_without_a_usable_triton_the_reference_answers_and_one_warning_says_so():
+    script = "for _ in range(3): print(op.redispatch(key, a, b), 'triton' in dir(robustkern))"
+    run = run_as_a_build_with_cuda(script)
+    assert run.stdout.split("\n")[:3] == ["tensor([3., 3.]) False"] * 3
+    assert run.stderr.count("robustkern runs on its reference: Triton: ") == 1
+
+
+def test_where_triton_is_usable_its_kernel_answers():
+    script = (
+        "_library.triton_works = lambda device: True\n"
+        "print(op.redispatch(key, a, b), 'triton' in dir(robustkern)); robustkern.show_config()"
+    )
+    lines = run_as_a_build_with_cuda(script).stdout.splitlines()
+    assert lines[0] == "tensor([3., 3.]) True"
+    served = {line.split()[0]: line.split(maxsplit=2)[2].strip() for line in lines[2:]}
+    assert served["gradient_difference"] == "Triton"
+    assert served["covariance_product"] == served["covariance_form"] == "Triton"
+
+
+def test_a_library_that_cannot_be_loaded_leaves_the_reference_and_one_warning():
+    # Torch without CUDA lacks what the CUDA library needs.
+    run = run_as_a_build_with_cuda("robustkern.show_config()")
+    built = (Path(robustkern.__file__).parent / "librobustkern_cuda.so").exists()
+    assert run.stderr.count("robustkern runs on its reference: librobustkern_cuda.so") == built
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("perturb "))
+    assert line.split()[2] == "reference"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from networks import batch, gradient, smooth
+from networks import batch, gradient, random_state, smooth
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -288,10 +288,10 @@ def test_running_statistics_and_random_state_move_as_in_one_plain_step():
     twin = copy.deepcopy(model)
     torch.manual_seed(3)
     step = robustkern.backward(model, inputs, targets, CURE() + GN)
-    after = torch.get_rng_state()
+    after = random_state()
     torch.manual_seed(3)
     outputs = twin(inputs)
-    assert torch.equal(after, torch.get_rng_state())
+    assert torch.equal(after, random_state())
     assert torch.equal(step.outputs, outputs)
     assert torch.equal(step.loss, F.cross_entropy(outputs, targets))
     for name, buffer in twin.named_buffers():
@@ -542,7 +542,7 @@ def test_bfloat16_autocast_points_the_same_way(name):
     robustkern.backward(model, inputs, targets, PENALTIES[name]())
     full = gradient(model)
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(inputs.device.type, torch.bfloat16):
         step = robustkern.backward(model, inputs, targets, PENALTIES[name]())
     assert step.outputs.dtype == torch.bfloat16
     assert gradient(model).dtype == torch.float32
@@ -554,7 +554,7 @@ def test_scaler_scales_the_gradients_and_nothing_else():
     plain = robustkern.backward(model, inputs, targets, CURE())
     expected = gradient(model)
     model.zero_grad()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(inputs.device.type, init_scale=1024.0)
     scaled = robustkern.backward(model, inputs, targets, CURE(), scaler=scaler)
     torch.testing.assert_close(scaled.loss, plain.loss)
     torch.testing.assert_close(scaled.penalty, plain.penalty)
@@ -573,7 +573,7 @@ def test_overflow_in_any_pass_reaches_the_scaler(which):
         loss = F.cross_entropy(outputs, targets)
         return loss * torch.inf if len(calls) == which + 1 else loss
 
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler = torch.amp.GradScaler(inputs.device.type, init_scale=4.0)
     robustkern.backward(model, inputs, targets, CURE(), loss_fn=loss_fn, scaler=scaler)
     scaler.step(optimizer)
     scaler.update()
@@ -621,7 +621,7 @@ def test_after_an_error_nothing_has_happened(which, batch_norm):
     values = [g.clone() for g in grads]
     state = copy.deepcopy(model.state_dict())
     penalty_state = copy.deepcopy(penalty.state_dict())
-    random = torch.get_rng_state()
+    random = random_state()
     calls = []
 
     def fail(*_):
@@ -636,7 +636,7 @@ def test_after_an_error_nothing_has_happened(which, batch_norm):
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
     assert all(torch.equal(g, v) for g, v in zip(grads, values, strict=True))
     assert [m.training for m in model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(random_state(), random)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
     for name, value in penalty.state_dict().items():
@@ -827,10 +827,10 @@ class Tuple(nn.Linear):
 )
 def test_bad_input_is_named_and_changes_nothing(change, error, message):
     arguments = {"model": smooth(), "inputs": INPUTS, "targets": TARGETS, "penalty": GN} | change
-    random = torch.get_rng_state()
+    random = random_state()
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         robustkern.backward(**arguments)
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(random, random_state())
     if isinstance(arguments["model"], nn.Module):
         assert all(p.grad is None for p in arguments["model"].parameters())
         buffers = dict(arguments["model"].named_buffers())

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/macros/Macros.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
@@ -22,7 +23,7 @@ using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // Calls body with a factor for elements in their Wide type, or in double where it is too large: a
 // zero times infinity must not become NaN.
 template <class T, class Body>
-void with_factor(double factor, Body body) {
+C10_HOST_DEVICE void with_factor(double factor, Body body) {
   if (std::abs(factor) <= std::numeric_limits<Wide<T>>::max()) {
     body(static_cast<Wide<T>>(factor));
   } else {
@@ -32,7 +33,7 @@ void with_factor(double factor, Body body) {
 
 // value * sign(g)
 template <class W>
-W times_sign(W value, W g) {
+C10_HOST_DEVICE W times_sign(W value, W g) {
   return g > 0 ? value : g < 0 ? -value : W(0);
 }
 
@@ -57,8 +58,9 @@ void dispatch(const Tensor& tensor, Body body) {
 inline void check_batches(const char* op, const Tensor& a, const Tensor& b) {
   const auto a_sizes = a.sizes(), b_sizes = b.sizes();
   STD_TORCH_CHECK(a.dim() >= 1 && a.scalar_type() == b.scalar_type() &&
+                      a.get_device_index() == b.get_device_index() &&
                       std::equal(a_sizes.begin(), a_sizes.end(), b_sizes.begin(), b_sizes.end()),
-                  op, ": expected tensors (N, ...) of one shape and dtype");
+                  op, ": expected tensors (N, ...) of one shape, dtype and device");
 }
 
 }  // namespace robustkern

@@ -39,21 +39,32 @@ inline std::vector<int64_t> ordered_dimensions(const Tensor& first, Order order)
   return dims;
 }
 
+struct Loop {
+  int64_t size, stride;
+};
+
+// The fewest loops that visit a sample's elements with these dimensions from slow to fast.
+inline std::vector<Loop> loops_over(const Tensor& tensor, const std::vector<int64_t>& dims) {
+  std::vector<Loop> loops;
+  for (int64_t d : dims) {
+    const int64_t size = tensor.size(d), stride = tensor.stride(d);
+    if (!loops.empty() && loops.back().stride == stride * size) {
+      loops.back() = {loops.back().size * size, stride};  // one longer loop over both
+    } else {
+      loops.push_back({size, stride});
+    }
+  }
+  return loops;
+}
+
 template <class T>
 class Flattened {
  public:
   Flattened(const Tensor& tensor, const std::vector<int64_t>& dims)
-      : data_(static_cast<const T*>(tensor.const_data_ptr())), sample_stride_(tensor.stride(0)) {
-    for (int64_t d : dims) {
-      const int64_t size = tensor.size(d), stride = tensor.stride(d);
-      if (!loops_.empty() && loops_.back().stride == stride * size) {
-        loops_.back() = {loops_.back().size * size, stride};  // one longer loop over both
-      } else {
-        loops_.push_back({size, stride});
-      }
-    }
-    flat_ = loops_.empty() || (loops_.size() == 1 && loops_[0].stride == 1);
-  }
+      : data_(static_cast<const T*>(tensor.const_data_ptr())),
+        sample_stride_(tensor.stride(0)),
+        loops_(loops_over(tensor, dims)),
+        flat_(loops_.empty() || (loops_.size() == 1 && loops_[0].stride == 1)) {}
 
   // Elements begin to begin + n of a sample: in place where they lie side by side, else gathered
   // into the buffer, which holds kTileElements.
@@ -65,9 +76,6 @@ class Flattened {
   }
 
  private:
-  struct Loop {
-    int64_t size, stride;
-  };
   // Each loop at least doubles the number of elements, so no tensor has more.
   static constexpr int kMaxLoops = 63;
 

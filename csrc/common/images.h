@@ -29,11 +29,19 @@ inline void check_images(const char* op, const Tensor& images) {
 
 inline void check_covariance(const char* op, const Tensor& gradient, const Tensor& covariance) {
   check_images(op, gradient);
-  STD_TORCH_CHECK(covariance.dim() == 4 && covariance.size(0) == gradient.size(1) &&
-                      covariance.size(1) == gradient.size(1) &&
-                      covariance.size(2) == 2 * gradient.size(2) - 1 &&
-                      covariance.size(3) == 2 * gradient.size(3) - 1,
-                  op, ": expected a covariance (C, C, 2H-1, 2W-1)");
+  bool fits = covariance.dim() == 4;
+  for (int64_t d = 0; fits && d < 4; ++d) {
+    const int64_t size = covariance.size(d);
+    fits = d < 2 ? size == gradient.size(1) : size % 2 == 1 && size < 2 * gradient.size(d);
+  }
+  STD_TORCH_CHECK(fits, op, ": expected a covariance (C, C, 2P-1, 2Q-1) with P <= H and Q <= W");
+}
+
+// The covariance at all displacements, (C, C, 2H-1, 2W-1): zero where it was not given.
+inline Tensor at_all_displacements(const Tensor& covariance, const Tensor& gradient) {
+  const int64_t y = gradient.size(2) - 1 - covariance.size(2) / 2;
+  const int64_t x = gradient.size(3) - 1 - covariance.size(3) / 2;
+  return y || x ? torch::stable::pad(covariance, {x, x, y, y}) : covariance;
 }
 
 }  // namespace robustkern

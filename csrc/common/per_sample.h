@@ -26,11 +26,16 @@ inline Tensor to_per_sample_tensor(const std::vector<double>& values, const Tens
   return tensor;
 }
 
+inline void check_per_sample(const char* op, const Tensor& tensor, const Tensor& samples) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == samples.size(0) &&
+                      tensor.scalar_type() == per_sample_dtype(samples) &&
+                      tensor.get_device_index() == samples.get_device_index(),
+                  op, ": expected one value per sample, in the dtype that accumulates");
+}
+
 inline std::vector<double> from_per_sample_tensor(const char* op, const Tensor& tensor,
                                                   const Tensor& samples) {
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == samples.size(0) &&
-                      tensor.scalar_type() == per_sample_dtype(samples),
-                  op, ": expected one value per sample, in the dtype that accumulates");
+  check_per_sample(op, tensor, samples);
   std::vector<double> values(tensor.size(0));
   dispatch(tensor, [&](auto zero) {
     using T = decltype(zero);

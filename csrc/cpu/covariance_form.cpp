@@ -124,7 +124,8 @@ std::vector<double> dense_form(const Tensor& gradient, const Tensor& covariance)
 Tensor covariance_form_cpu(const Tensor& gradient, const Tensor& covariance) {
   check_covariance("covariance_form", gradient, covariance);
   const ScalarType dtype = per_sample_dtype(gradient);
-  const Tensor g = contiguous_as(gradient, dtype), k = contiguous_as(covariance, dtype);
+  const Tensor g = contiguous_as(gradient, dtype),
+               k = contiguous_as(at_all_displacements(covariance, gradient), dtype);
   std::vector<double> forms;
   dispatch_sums(g, [&](auto zero) {
     using T = decltype(zero);

@@ -85,7 +85,8 @@ void covariance_product(const Grid<T>& grid, const T* gradient, int64_t samples,
 Tensor covariance_product_cpu(const Tensor& gradient, const Tensor& covariance) {
   check_covariance("covariance_product", gradient, covariance);
   const ScalarType dtype = per_sample_dtype(gradient);
-  const Tensor g = contiguous_as(gradient, dtype), k = contiguous_as(covariance, dtype);
+  const Tensor g = contiguous_as(gradient, dtype),
+               k = contiguous_as(at_all_displacements(covariance, gradient), dtype);
   Tensor product;
   dispatch_sums(g, [&](auto zero) {
     using T = decltype(zero);

@@ -1,5 +1,8 @@
 """How an op comes to be: schema, reference, shapes, derivative, compiled kernels."""
 
+import functools
+import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ Formula = Callable[..., tuple[Tensor | None, ...]]
 
 LIBRARY = torch.library.Library("robustkern", "FRAGMENT")  # type: ignore[no-untyped-call]
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+_REFERENCE = "robustkern.reference"
 
 
 def define(
@@ -72,6 +76,41 @@ def save_nothing(ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
     """Keep nothing."""
 
 
+def serve_by_triton(module: str, *names: str) -> None:
+    """Let `robustkern.triton.<module>` answer CUDA tensors: for each op its function of that name.
+
+    It is imported, and Triton with it, by the first call. Where Triton cannot work the reference
+    answers.
+    """
+    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return
+    for name in names:
+
+        def kernel(*arguments: Any, name: str = name) -> Any:
+            usable = triton_works(arguments[0].device.index)
+            room = importlib.import_module(f"robustkern.triton.{module}" if usable else _REFERENCE)
+            return getattr(room, name)(*arguments)
+
+        LIBRARY.impl(name, kernel, "CUDA")  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def triton_works(device: int) -> bool:
+    """Whether Triton can compile and launch kernels for a GPU; if not, the first call warns."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # compiles what launches kernels, in C
+        capability = torch.cuda.get_device_capability(device)
+        reason = f"GPU {device} has compute capability {capability}, below (8, 0)"
+        works = capability >= (8, 0)
+    except Exception as error:  # whatever stops it here stops every kernel
+        works, reason = False, str(error)
+    if not works:
+        warnings.warn(f"robustkern runs on its reference: Triton: {reason}", stacklevel=2)
+    return works
+
+
 def load_kernels(name: str) -> bool:
     """Load `librobustkern_<name>.so` from the package if it was built; say whether it was."""
     path = Path(__file__).parents[1] / f"librobustkern_{name}.so"
@@ -85,9 +124,16 @@ def load_kernels(name: str) -> bool:
     return True
 
 
-def has_kernel(name: str, device: str) -> bool:
-    """Whether a kernel of its own serves an op on "CPU" or "CUDA", as the dispatcher sees it."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"robustkern::{name}", device)
+def kernel_of(name: str, device: str) -> str:
+    """What serves an op on "CPU" or "CUDA": C++, CUDA C++, Triton or the reference."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"robustkern::{name}", device):
+        return "reference"
+    if device == "CPU":
+        return "C++"
+    if importlib.util.find_spec(f"robustkern.triton.{name}") is None:
+        return "CUDA C++"
+    present = torch.cuda.is_available()
+    return "Triton" if not present or triton_works(torch.cuda.current_device()) else "reference"
 
 
 CPU_KERNELS = load_kernels("cpu")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustkern import reference
-from robustkern.ops._library import define, save_arguments
+from robustkern.ops._library import define, save_arguments, serve_by_triton
 from robustkern.reference.samples import accumulation_dtype, per_sample
 
 
@@ -28,3 +28,4 @@ define(
     save_arguments,
     _backward,
 )
+serve_by_triton("covariance_form", "covariance_form")

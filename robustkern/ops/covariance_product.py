@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustkern import reference
-from robustkern.ops._library import define
+from robustkern.ops._library import define, serve_by_triton
 
 
 def _fake(gradient: Tensor, covariance: Tensor) -> Tensor:
@@ -30,3 +30,4 @@ define(
     _save,
     _backward,
 )
+serve_by_triton("covariance_product", "covariance_product")

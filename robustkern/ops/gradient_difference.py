@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustkern import reference
-from robustkern.ops._library import define, save_arguments
+from robustkern.ops._library import define, save_arguments, serve_by_triton
 from robustkern.reference.samples import accumulation_dtype, per_sample, sample_sum, widen
 
 
@@ -45,3 +45,4 @@ define(
     save_arguments,
     _double_backward,
 )
+serve_by_triton("gradient_difference", "gradient_difference", "gradient_difference_backward")

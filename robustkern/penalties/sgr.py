@@ -80,7 +80,7 @@ class SGR(Penalty):
 
     def get_extra_state(self) -> Tensor:
         """The count of training calls, for `state_dict`."""
-        return torch.tensor(self.calls)
+        return torch.tensor(self.calls, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the count from a `state_dict`."""

@@ -8,8 +8,8 @@ from robustkern.reference.samples import widen
 
 def covariance_product(gradient: Tensor, covariance: Tensor) -> Tensor:
     """(Sigma g)[c, i] = sum over c', j of K[c, c', j - i] g[c', j]."""
-    height, width = gradient.shape[-2:]
-    product = F.conv2d(widen(gradient), widen(covariance), padding=(height - 1, width - 1))
+    reach = (covariance.shape[2] // 2, covariance.shape[3] // 2)
+    product = F.conv2d(widen(gradient), widen(covariance), padding=reach)
     return product.to(gradient.dtype).contiguous()
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, one module an op, imported when a CUDA tensor first asks."""

@@ -1,16 +1,24 @@
 """Running covariances of perturbations: the state that SGR learns (Roth et al. 2018, Eq. 14-16)."""
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from robustkern import functional
 from robustkern.reference.samples import sample_sum, widen
 
 __all__ = ["CovarianceFunction", "FullCovariance"]
 
+_Running = TypeVar("_Running", bound="_RunningAverage")
+_ROUNDING = 1e-6  # of the largest eigenvalue: below it a negative one is the values' rounding
+_CHOLESKY_LIMIT = 4096  # numbers in a sample whose matrix is factored: 128 MB, a second or two
 
-class _RunningCovariance(nn.Module):
-    """A moving average; the first update is taken whole, one that is not finite not at all."""
+
+class _RunningAverage(nn.Module):
+    """A moving average, in float32 whatever the model's dtype; the first update is taken whole."""
 
     values: Tensor
     updates: Tensor
@@ -23,28 +31,78 @@ class _RunningCovariance(nn.Module):
         if not 0 < decay <= 1:
             raise ValueError(f"{name}: decay must be in (0, 1], got {decay!r}")
         self.decay = decay
-        self.register_buffer("values", torch.zeros(shape))
+        self.register_buffer("values", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._unwritten = self.values._version
 
-    def _average(self, estimate: Tensor) -> None:
-        # All on the device, so that an update waits for nothing. An overflow, which a gradient
-        # scaler handles, must not stay in the average.
+    def _average(self, running: Tensor, estimate: Tensor, samples: int, strict: bool) -> None:
+        """Move the running values towards the mean of all ranks' estimates."""
+        estimate = estimate.to(running.dtype)
+        if distributed.is_available() and distributed.is_initialized():
+            total = torch.cat([estimate.flatten() * samples, estimate.new_full((1,), samples)])
+            distributed.all_reduce(total)
+            estimate = (total[:-1] / total[-1]).view_as(estimate)
         finite = estimate.isfinite().all()
-        newest = torch.where(finite, estimate.to(self.values.dtype), self.values)
-        share = torch.where(self.updates == 0, 1.0, self.decay).to(self.values.dtype)
-        self.values.lerp_(newest, share)
+        if strict and not finite:
+            raise ValueError(
+                f"{type(self).__name__}.update: perturbation must be finite, "
+                f"got {samples} samples with NaN or infinity among them"
+            )
+        # All on the device: an update that is not strict waits for nothing.
+        newest = torch.where(finite, estimate, running)
+        share = torch.where(self.updates == 0, 1.0, self.decay).to(running.dtype)
+        running.lerp_(newest, share)
         self.updates += finite
+
+    def _check_written(self, method: str) -> None:
+        if self.values._version == self._unwritten:
+            raise ValueError(
+                f"{type(self).__name__}.{method}: the covariance must be updated first, "
+                "got none so far"
+            )
 
     def _values_for(self, gradient: Tensor) -> Tensor:
         # A graph keeps its own copy: the next update writes into the values.
         return self.values.to(widen(gradient).dtype, copy=gradient.requires_grad)
 
+    def _apply(self: _Running, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Running:
+        written = self.values._version != self._unwritten
 
-class CovarianceFunction(_RunningCovariance):
+        def moved(tensor: Tensor) -> Tensor:
+            # Half a model's precision is not enough for an average: only the device is taken.
+            return fn(tensor) if tensor.is_meta else tensor.to(fn(tensor.new_empty(0)).device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        self._unwritten = -1 if written else self.values._version
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if not self.updates.is_meta and self.updates == 0 and not self.values.any():
+            self._unwritten = self.values._version
+
+
+class RunningMean(_RunningAverage):
+    """The mean of perturbations, (D,), that the uncentred SGR has besides (Eq. 12)."""
+
+    def __init__(self, dim: int, decay: float) -> None:
+        super().__init__((dim,), decay)
+
+    @torch.no_grad()
+    def update(self, perturbation: Tensor) -> None:
+        """Move it towards the mean of a batch, over all ranks; one not finite is left out."""
+        mean = widen(perturbation).flatten(1).mean(0)
+        self._average(self.values, mean, len(perturbation), strict=False)
+
+
+class CovarianceFunction(_RunningAverage):
     r"""The covariance of image perturbations as a function of pixel displacement (Eq. 16).
 
     `values` is K, (C, C, 2H-1, 2W-1) float32, with displacement zero at [H-1, W-1]. It stands for
     the (CHW, CHW) matrix :math:`\Sigma[(c,i),(c',j)] = K[c, c', j-i]`.
+
+    `project`, `taper` and `standardize` change the values and stay in force: what later updates
+    make of the running average is changed alike, in this order, whatever that of the calls.
 
     Args:
         channels: C.
@@ -52,6 +110,8 @@ class CovarianceFunction(_RunningCovariance):
         width: W, in pixels.
         decay: share of the newest update: values <- (1 - decay) values + decay newest (Eq. 14).
         unbiased: see `functional.autocovariance`.
+        isotropic: average an update over displacements whose length rounds to the same integer, as
+            Eq. 16 is printed. What comes out is positive semidefinite only after `project`.
 
     Raises:
         TypeError: for an argument of another type.
@@ -59,35 +119,181 @@ class CovarianceFunction(_RunningCovariance):
 
     Example:
         >>> import torch, robustkern
-        >>> covariance = robustkern.CovarianceFunction(3, 8, 8)
+        >>> covariance = robustkern.CovarianceFunction(3, 8, 8).taper(4.0).standardize(1.0)
         >>> covariance.update(torch.randn(16, 3, 8, 8).sign())
         >>> covariance.product(torch.randn(4, 3, 8, 8)).shape
         torch.Size([4, 3, 8, 8])
     """
 
+    average: Tensor | None
+
     def __init__(
-        self, channels: int, height: int, width: int, decay: float = 0.1, unbiased: bool = True
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        decay: float = 0.1,
+        unbiased: bool = True,
+        isotropic: bool = False,
     ) -> None:
         for name, size in (("channels", channels), ("height", height), ("width", width)):
             _check_size("CovarianceFunction", name, size)
         super().__init__((channels, channels, 2 * height - 1, 2 * width - 1), decay)
         self.channels, self.height, self.width = channels, height, width
-        self.unbiased = unbiased
+        self.dim = channels * height * width
+        self.unbiased, self.isotropic = unbiased, isotropic
+        self.projected = False
+        self.radius: float | None = None
+        self.variance: float | None = None
+        # The running average itself, where the values are made from it.
+        self.register_buffer("average", None)
+        self._factor: tuple[tuple[object, ...], Tensor] | None = None
 
-    @torch.no_grad()
-    def update(self, perturbation: Tensor) -> None:
-        """Move the running values towards the autocovariance of a batch.
+    @classmethod
+    def exponential(
+        cls, channels: int, height: int, width: int, decay_length: float, cross: float = 0.5
+    ) -> "CovarianceFunction":
+        r"""The long-range-correlated noise of Roth et al. 2018, sec. 4.3, of variance 1.
+
+        .. math:: K[c, c', d] = (1 \text{ if } c = c' \text{, else cross})\;
+            \exp(-\|d\|_2 / \mathrm{decay\_length})
+
+        Lengths are exact, not rounded to integers, and so it is positive semidefinite.
 
         Args:
-            perturbation: (N, C, H, W), floating, N at least 1.
+            channels: C.
+            height: H, in pixels.
+            width: W, in pixels.
+            decay_length: in pixels.
+            cross: the correlation between channels.
+
+        Returns:
+            A covariance that stays as it is, unless it is updated.
 
         Raises:
-            ValueError: for another shape.
+            TypeError: for an argument of another type.
+            ValueError: for a size below 1, a decay length that is not positive and finite, or a
+                correlation that no `channels` numbers can have with one another.
+
+        Example:
+            >>> import robustkern
+            >>> noise = robustkern.CovarianceFunction.exponential(1, 2, 3, decay_length=2.0)
+            >>> noise.values[0, 0, 1]
+            tensor([0.3679, 0.6065, 1.0000, 0.6065, 0.3679])
+        """
+        name = "CovarianceFunction.exponential"
+        _check_positive(name, "decay_length", decay_length)
+        found = cls(channels, height, width)
+        least = -1 / (channels - 1) if channels > 1 else -math.inf
+        if isinstance(cross, bool) or not isinstance(cross, int | float):
+            raise TypeError(f"{name}: cross must be a number, got {type(cross).__name__}")
+        if not least <= cross <= 1:
+            raise ValueError(f"{name}: cross must be in [{least:.3g}, 1], got {cross!r}")
+        between = torch.full((channels, channels), float(cross)).fill_diagonal_(1.0)
+        within = torch.exp(-_lengths(found.values) / decay_length)
+        found.values.copy_(between[:, :, None, None] * within)
+        found.updates.fill_(1)
+        return found
+
+    @torch.no_grad()
+    def update(self, perturbation: Tensor, *, strict: bool = True) -> None:
+        """Move the running values towards the autocovariance of a batch, over all ranks.
+
+        Args:
+            perturbation: (N, C, H, W), floating, N at least 1. Ranks may have different N.
+            strict: refuse a batch that is not finite, which makes the host wait for the device;
+                otherwise such a batch is left out without a word, as a gradient scaler's overflow
+                should be.
+
+        Raises:
+            ValueError: for another shape, or a batch that is not finite; the running values are
+                then as they were.
         """
         self._check("update", "perturbation", perturbation)
         if not len(perturbation):
             raise ValueError("CovarianceFunction.update: perturbation must not be empty, got N = 0")
-        self._average(functional.autocovariance(perturbation, self.unbiased))
+        estimate = functional.autocovariance(perturbation, self.unbiased)
+        if self.isotropic:
+            estimate = _isotropic(estimate)
+        running = self.values if self.average is None else self.average
+        self._average(running, estimate, len(perturbation), strict)
+        self._make_values()
+
+    def project(self) -> "CovarianceFunction":
+        """Make it positive semidefinite: a spectrum without its negative parts.
+
+        The spectrum is that of the values as they are, periodic with 2H-1 and 2W-1, and at each
+        frequency a (C, C) matrix; Sigma is part of the periodic matrix. The eigenvalues make the
+        host wait for the device at every update.
+
+        Returns:
+            Itself.
+        """
+        self.projected = True
+        return self._follow()
+
+    def taper(self, radius: float) -> "CovarianceFunction":
+        r"""Make it vanish beyond a radius, and the product a short stencil.
+
+        The values are multiplied by Wendland's function :math:`(1 - r)^4 (4 r + 1)` of
+        :math:`r = \|d\|_2 / \mathrm{radius}`, which is positive definite in the plane (Wendland
+        1995): what was positive semidefinite still is.
+
+        Args:
+            radius: in pixels.
+
+        Returns:
+            Itself.
+
+        Raises:
+            TypeError: for a radius that is no number.
+            ValueError: for a radius that is not positive and finite.
+        """
+        _check_positive("CovarianceFunction.taper", "radius", radius)
+        self.radius = float(radius)
+        return self._follow()
+
+    def standardize(self, variance: float = 1.0) -> "CovarianceFunction":
+        """Make the mean of the diagonal that of the data, so that SGR's weight compares the two.
+
+        Its weight is a noise-to-signal ratio then.
+
+        Args:
+            variance: of the data, the mean over pixels and channels; 1 gives unit noise.
+
+        Returns:
+            Itself.
+
+        Raises:
+            TypeError: for a variance that is no number.
+            ValueError: for a variance that is not positive and finite.
+        """
+        _check_positive("CovarianceFunction.standardize", "variance", variance)
+        self.variance = float(variance)
+        return self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> "CovarianceFunction":
+        written = self.values._version != self._unwritten
+        if self.average is None:
+            self.average = self.values.clone()
+        if written:
+            self._make_values()
+        return self
+
+    def _make_values(self) -> None:
+        if self.average is None:
+            return
+        made = self.average
+        if self.projected:
+            made = _projected(made)
+        if self.radius is not None:
+            r = (_lengths(made) / self.radius).clamp(max=1)
+            made = made * ((1 - r) ** 4 * (4 * r + 1))
+        if self.variance is not None:
+            mean = made[..., self.height - 1, self.width - 1].diagonal().mean()
+            made = made * torch.where(mean > 0, self.variance / mean, 0)
+        self.values.copy_(made)
 
     def product(self, gradient: Tensor) -> Tensor:
         r""":math:`\Sigma g`.
@@ -99,9 +305,10 @@ class CovarianceFunction(_RunningCovariance):
             (N, C, H, W), dtype of `gradient`; twice differentiable.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for another shape, or before the first update.
         """
         self._check("product", "gradient", gradient)
+        self._check_written("product")
         return functional.covariance_product(gradient, self._values_for(gradient))
 
     def form(self, gradient: Tensor) -> Tensor:
@@ -114,10 +321,133 @@ class CovarianceFunction(_RunningCovariance):
             (N,), in the accumulation dtype; twice differentiable.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for another shape, or before the first update.
         """
         self._check("form", "gradient", gradient)
+        self._check_written("form")
         return functional.covariance_form(gradient, self._values_for(gradient))
+
+    def _values_for(self, gradient: Tensor) -> Tensor:
+        if self.radius is None:
+            return super()._values_for(gradient)
+        reach = math.ceil(self.radius) - 1  # beyond it the taper is zero
+        y, x = max(self.height - 1 - reach, 0), max(self.width - 1 - reach, 0)
+        rows, columns = self.values.shape[2:]
+        short = self.values[..., y : rows - y, x : columns - x]
+        return short.to(widen(gradient).dtype, copy=gradient.requires_grad)
+
+    @torch.no_grad()
+    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian noise of this covariance and mean zero.
+
+        By circulant embedding (Dietrich and Newsam 1997): exact, in the time of a transform. Where
+        the values continued periodically are not positive semidefinite but Sigma is, as for decay
+        lengths near the image's size, by a Cholesky factor of Sigma, for C * H * W up to 4096.
+
+        Args:
+            samples: how many draws.
+            generator: for repeatable draws; they are made on its device.
+
+        Returns:
+            (samples, C, H, W) float32, on the covariance's device.
+
+        Raises:
+            TypeError: for `samples` that is no int.
+            ValueError: for `samples` below 0, before the first update, or for a covariance that is
+                not positive semidefinite (`project` makes it so).
+        """
+        if isinstance(samples, bool) or not isinstance(samples, int):
+            raise TypeError(
+                f"CovarianceFunction.sample: samples must be an int, got {type(samples).__name__}"
+            )
+        if samples < 0:
+            raise ValueError(
+                f"CovarianceFunction.sample: samples must not be negative, got {samples}"
+            )
+        self._check_written("sample")
+        factor = self._sampling_factor()
+        device = factor.device if generator is None else generator.device
+        image = (self.channels, self.height, self.width)
+        if samples == 0:  # some FFT libraries refuse it
+            return self.values.new_empty(0, *image)
+        if not factor.is_complex():
+            white = torch.randn(samples, factor.shape[0], generator=generator, device=device)
+            return (white.to(factor) @ factor.T).view(samples, *image)
+        pairs = (samples + 1) // 2  # real and imaginary parts are draws of their own
+        shape = (pairs, self.channels, *factor.shape[-2:], 2)
+        white = torch.randn(shape, generator=generator, device=device).to(factor.device)
+        colored = torch.einsum("cdyx,ndyx->ncyx", factor, torch.view_as_complex(white))
+        noise = torch.fft.fft2(colored, norm="ortho")[..., : self.height, : self.width]
+        return torch.cat([noise.real, noise.imag])[:samples].contiguous()
+
+    def _sampling_factor(self) -> Tensor:
+        """A root of the spectrum, (C, C, 2H-1, 2W-1) complex, or of Sigma, (D, D) real."""
+        key = (self.values._version, self.values.data_ptr(), self.values.device)
+        if self._factor is None or self._factor[0] != key:
+            self._factor = key, self._make_sampling_factor()
+        return self._factor[1]
+
+    def _make_sampling_factor(self) -> Tensor:
+        eigenvalues, vectors = torch.linalg.eigh(_spectrum(self.values.double()))
+        if eigenvalues.min() >= -_ROUNDING * eigenvalues.abs().max():
+            roots: Tensor = vectors * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
+            return roots.movedim((0, 1), (2, 3)).to(torch.complex64)
+        least, largest = eigenvalues.min().item(), eigenvalues.max().item()
+        if self.dim <= _CHOLESKY_LIMIT:
+            sigma = self.dense().double()
+            sigma = (sigma + sigma.T) / 2
+            sigma.diagonal().add_(_ROUNDING * sigma.diagonal().mean())
+            root: Tensor
+            root, failed = torch.linalg.cholesky_ex(sigma)
+            if not failed:
+                return root.float()
+        raise ValueError(
+            "CovarianceFunction.sample: the covariance must be positive semidefinite (project() "
+            f"makes it so), got a spectrum from {least:.3g} to {largest:.3g}"
+        )
+
+    @torch.no_grad()
+    def profile(self) -> tuple[Tensor, Tensor]:
+        """The covariance against the length of the displacement, within and between channels.
+
+        Returns:
+            (R,) mean lengths in pixels of the displacements that round to 0, 1, 2, ..., and
+            (C, C, R) mean values there.
+
+        Raises:
+            ValueError: before the first update.
+        """
+        self._check_written("profile")
+        lengths = _lengths(self.values)
+        ring, count = _rings(lengths)
+        zero = lengths.new_zeros(len(count))
+        radii = zero.index_add(0, ring.flatten(), lengths.flatten()) / count
+        flat = self.values.flatten(2)
+        sums = flat.new_zeros(*flat.shape[:2], len(count)).index_add(2, ring.flatten(), flat)
+        return radii, sums / count
+
+    def decay_length(self) -> float:
+        """Where the covariance within channels has fallen to 1/e of its value at zero, in pixels.
+
+        Returns:
+            The length, between those of `profile`; infinity if it does not fall so far.
+
+        Raises:
+            ValueError: before the first update, or if the variance is not positive.
+        """
+        radii, values = (tensor.double().cpu() for tensor in self.profile())
+        within = values.diagonal().mean(1)
+        if not within[0] > 0:
+            raise ValueError(
+                "CovarianceFunction.decay_length: the variance must be positive, "
+                f"got {within[0].item():.3g}"
+            )
+        below = (within <= within[0] / math.e).nonzero()
+        if not len(below):
+            return math.inf
+        last = int(below[0])
+        step = (within[last - 1] - within[0] / math.e) / (within[last - 1] - within[last])
+        return float(radii[last - 1] + step * (radii[last] - radii[last - 1]))
 
     def dense(self) -> Tensor:
         """The whole matrix, (CHW, CHW), pixels in row-major order; for small images and plots."""
@@ -130,8 +460,7 @@ class CovarianceFunction(_RunningCovariance):
         dy = y[None, :] - y[:, None] + self.height - 1
         dx = x[None, :] - x[:, None] + self.width - 1
         blocks = self.values[:, :, dy, dx]  # (C, C, HW, HW)
-        size = self.channels * self.height * self.width
-        return blocks.transpose(1, 2).reshape(size, size)
+        return blocks.transpose(1, 2).reshape(self.dim, self.dim)
 
     def _check(self, method: str, argument: str, tensor: Tensor) -> None:
         expected = (self.channels, self.height, self.width)
@@ -145,16 +474,28 @@ class CovarianceFunction(_RunningCovariance):
                 f"CovarianceFunction.{method}: {argument} must be (N, C, H, W) with (C, H, W) = "
                 f"{expected}, got {tuple(tensor.shape)}"
             )
+        if tensor.device != self.values.device:
+            raise ValueError(
+                f"CovarianceFunction.{method}: {argument} must be on the covariance's device, "
+                f"got {tensor.device} and {self.values.device}"
+            )
 
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
+        options = {
+            "isotropic": self.isotropic or None,
+            "projected": self.projected or None,
+            "radius": self.radius,
+            "variance": self.variance,
+        }
+        chosen = "".join(f", {k}={v}" for k, v in options.items() if v is not None)
         return (
             f"{self.channels}, {self.height}, {self.width}, decay={self.decay}, "
-            f"unbiased={self.unbiased}"
+            f"unbiased={self.unbiased}{chosen}"
         )
 
 
-class FullCovariance(_RunningCovariance):
+class FullCovariance(_RunningAverage):
     """The whole covariance matrix of perturbations, for inputs of low dimension (Eq. 15).
 
     `values` is (D, D) float32, over samples flattened in row-major order.
@@ -174,19 +515,21 @@ class FullCovariance(_RunningCovariance):
         self.dim = dim
 
     @torch.no_grad()
-    def update(self, perturbation: Tensor) -> None:
-        r"""Move the running values towards the second moment of a batch.
+    def update(self, perturbation: Tensor, *, strict: bool = True) -> None:
+        r"""Move the running values towards the second moment of a batch, over all ranks.
 
         Args:
-            perturbation: (N, \*D), floating, N at least 1.
+            perturbation: (N, \*D), floating, N at least 1. Ranks may have different N.
+            strict: refuse a batch that is not finite; see `CovarianceFunction.update`.
 
         Raises:
-            ValueError: for another number of elements.
+            ValueError: for another number of elements, or a batch that is not finite; the running
+                values are then as they were.
         """
         rows = self._rows("update", "perturbation", perturbation)
         if not len(rows):
             raise ValueError("FullCovariance.update: perturbation must not be empty, got N = 0")
-        self._average(rows.T @ rows / len(rows))
+        self._average(self.values, rows.T @ rows / len(rows), len(rows), strict)
 
     def product(self, gradient: Tensor) -> Tensor:
         r""":math:`\Sigma g`, in the shape and dtype of `gradient` (N, \*D); differentiable.
@@ -198,9 +541,10 @@ class FullCovariance(_RunningCovariance):
             (N, \*D).
 
         Raises:
-            ValueError: for another number of elements.
+            ValueError: for another number of elements, or before the first update.
         """
         rows = self._rows("product", "gradient", gradient)
+        self._check_written("product")
         product = rows @ self._values_for(rows).T
         return product.reshape(gradient.shape).to(gradient.dtype)
 
@@ -214,9 +558,10 @@ class FullCovariance(_RunningCovariance):
             (N,).
 
         Raises:
-            ValueError: for another number of elements.
+            ValueError: for another number of elements, or before the first update.
         """
         rows = self._rows("form", "gradient", gradient)
+        self._check_written("form")
         return sample_sum(rows * (rows @ self._values_for(rows).T))
 
     def dense(self) -> Tensor:
@@ -233,6 +578,11 @@ class FullCovariance(_RunningCovariance):
                 f"FullCovariance.{method}: {argument} must be (N, *D) with {self.dim} numbers in "
                 f"one sample, got {tuple(tensor.shape)}"
             )
+        if tensor.device != self.values.device:
+            raise ValueError(
+                f"FullCovariance.{method}: {argument} must be on the covariance's device, "
+                f"got {tensor.device} and {self.values.device}"
+            )
         return widen(tensor).flatten(1)
 
     def extra_repr(self) -> str:
@@ -245,3 +595,50 @@ def _check_size(function: str, argument: str, size: int) -> None:
         raise TypeError(f"{function}: {argument} must be an int, got {type(size).__name__}")
     if size < 1:
         raise ValueError(f"{function}: {argument} must be at least 1, got {size}")
+
+
+def _check_positive(function: str, argument: str, value: float) -> None:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{function}: {argument} must be a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{function}: {argument} must be positive and finite, got {value!r}")
+
+
+def _lengths(values: Tensor) -> Tensor:
+    """The length of each displacement of (.., 2H-1, 2W-1), in pixels."""
+    y, x = (torch.arange(size, device=values.device) - size // 2 for size in values.shape[-2:])
+    return torch.hypot(y[:, None].float(), x[None, :].float())
+
+
+def _rings(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of each displacement's ring, its length rounded, and the rings' sizes."""
+    ring = lengths.round().long()
+    rows, columns = (size // 2 for size in lengths.shape)
+    sizes = lengths.new_zeros(round(math.hypot(rows, columns)) + 1)  # known without waiting
+    return ring, sizes.index_add(0, ring.flatten(), torch.ones_like(lengths).flatten())
+
+
+def _isotropic(values: Tensor) -> Tensor:
+    """The mean over displacements of equal rounded length (Eq. 16), for each pair of channels."""
+    ring, count = _rings(_lengths(values))
+    flat = values.flatten(2)
+    sums = flat.new_zeros(*flat.shape[:2], len(count)).index_add(2, ring.flatten(), flat)
+    means = (sums / count)[..., ring]
+    return (means + means.transpose(0, 1)) / 2
+
+
+def _spectrum(values: Tensor) -> Tensor:
+    """(2H-1, 2W-1, C, C), Hermitian: of the values continued periodically."""
+    shifts = [-(size // 2) for size in values.shape[2:]]
+    spectrum: Tensor = torch.fft.fft2(values.roll(shifts, (2, 3))).movedim((0, 1), (2, 3))
+    return (spectrum + spectrum.mH) / 2
+
+
+def _projected(values: Tensor) -> Tensor:
+    """The values whose spectrum is that of the given ones without its negative parts."""
+    eigenvalues, vectors = torch.linalg.eigh(_spectrum(values.double()))
+    clipped = (vectors * eigenvalues.clamp(min=0).unsqueeze(-2)) @ vectors.mH
+    back: Tensor = torch.fft.ifft2(clipped.movedim((2, 3), (0, 1))).real
+    return back.roll([size // 2 for size in values.shape[2:]], (2, 3)).to(values.dtype)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from robustkern.covariance import CovarianceFunction, FullCovariance
+from robustkern.covariance import CovarianceFunction, FullCovariance, RunningMean
 from robustkern.penalties.base import Penalty, check_every, check_weight
+from robustkern.reference.samples import widen
 
 __all__ = ["SGR"]
 
@@ -20,15 +21,20 @@ class SGR(Penalty):
     .. math:: R = \frac{\mathrm{weight}}{2}\; \frac{1}{N} \sum_i g_i^\top \Sigma\, g_i
 
     In training mode (of this module) the covariance follows the perturbations that the source
-    names, at no extra pass (Eq. 14, 16). A step costs 2 plain training steps.
+    names, at no extra pass (Eq. 14, 16). A step costs 2 plain training steps. With `mean` the
+    noise has one, :math:`\mu`, and :math:`\frac{\mathrm{weight}}{N} \sum_i g_i^\top \mu` is added
+    (Eq. 12); the authors found it small.
 
     Args:
-        weight: lambda of the paper.
+        weight: lambda of the paper; a noise-to-signal ratio if the covariance is standardized.
         covariance: a `CovarianceFunction` for images, a `FullCovariance` for other inputs.
         source: of the perturbations: "sign", sign(g); "gradient", g; a callable that is given
             inputs and gradient, both (N, *D), and returns perturbations of their shape; or None for
             a covariance that stays as it is.
+            The gradients of "sign" and "gradient" are those of the training loss, at the true
+            labels; `robustkern.evaluation` has sources that keep to predicted ones.
         update_every: training calls from one update of the covariance to the next.
+        mean: add the uncentred term, with a running mean of the perturbations.
 
     Raises:
         TypeError: for an argument of another type.
@@ -42,6 +48,7 @@ class SGR(Penalty):
         covariance: CovarianceFunction | FullCovariance,
         source: Source = "sign",
         update_every: int = 1,
+        mean: bool = False,
     ) -> None:
         super().__init__()
         self.weight = check_weight("SGR", "weight", weight)
@@ -56,19 +63,26 @@ class SGR(Penalty):
             )
         self.covariance, self.source = covariance, source
         self.update_every = check_every("SGR", "update_every", update_every)
+        if not isinstance(mean, bool):
+            raise TypeError(f"SGR: mean must be a bool, got {type(mean).__name__}")
+        self.mean = RunningMean(covariance.dim, covariance.decay) if mean else None
         self.calls = 0
 
     def points(self, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
         """No further points; here the covariance is updated."""
         if self.training and self.source is not None:
             if self.calls % self.update_every == 0:
-                self.covariance.update(self._perturbation(inputs, gradient))
+                perturbation = self._perturbation(inputs, gradient)
+                self.covariance.update(perturbation, strict=False)
+                if self.mean is not None:
+                    self.mean.update(perturbation)
             self.calls += 1
         return ()
 
     def _perturbation(self, inputs: Tensor, gradient: Tensor) -> Tensor:
         if self.source == "sign":
-            return gradient.sign()
+            # The sign of NaN is 0: an overflow must not pass for a gradient.
+            return torch.where(gradient.isfinite(), gradient.sign(), torch.nan)
         if self.source == "gradient":
             return gradient
         assert callable(self.source)
@@ -76,7 +90,11 @@ class SGR(Penalty):
 
     def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
         """The mean over the batch."""
-        return 0.5 * self.weight * self.covariance.form(gradient).mean()
+        variance = 0.5 * self.covariance.form(gradient).mean()
+        if self.mean is not None:
+            rows = widen(gradient).flatten(1)
+            variance = variance + (rows @ self.mean.values.to(rows, copy=True)).mean()
+        return self.weight * variance
 
     def get_extra_state(self) -> Tensor:
         """The count of training calls, for `state_dict`."""
@@ -88,4 +106,5 @@ class SGR(Penalty):
 
     def extra_repr(self) -> str:
         """The options, for `repr`."""
-        return f"weight={self.weight}, source={self.source!r}, update_every={self.update_every}"
+        options = f"weight={self.weight}, source={self.source!r}, update_every={self.update_every}"
+        return f"{options}, mean=True" if self.mean is not None else options

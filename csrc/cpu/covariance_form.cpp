@@ -5,6 +5,7 @@
 #include "common/dense.h"
 #include "common/images.h"
 #include "common/spectral.h"
+#include "common/stencil.h"
 
 namespace robustkern {
 namespace {
@@ -121,14 +122,31 @@ std::vector<double> dense_form(const Tensor& gradient, const Tensor& covariance)
   return forms;
 }
 
+template <class T>
+std::vector<double> stencil_form(const Tensor& gradient, const Tensor& covariance) {
+  const int64_t samples = gradient.size(0), channels = gradient.size(1);
+  const int64_t pixels = gradient.size(2) * gradient.size(3);
+  std::vector<double> parts(samples * channels), forms(samples);
+  Stencil<T>(gradient, covariance)
+      .for_each_channel([&](int64_t sample, int64_t channel, const T* g, const T* product) {
+        parts[sample * channels + channel] = dot(g, product, pixels);
+      });
+  for (int64_t part = 0; part < samples * channels; ++part) forms[part / channels] += parts[part];
+  return forms;
+}
+
 Tensor covariance_form_cpu(const Tensor& gradient, const Tensor& covariance) {
   check_covariance("covariance_form", gradient, covariance);
   const ScalarType dtype = per_sample_dtype(gradient);
-  const Tensor g = contiguous_as(gradient, dtype),
-               k = contiguous_as(at_all_displacements(covariance, gradient), dtype);
+  const Tensor g = contiguous_as(gradient, dtype), given = contiguous_as(covariance, dtype);
   std::vector<double> forms;
   dispatch_sums(g, [&](auto zero) {
     using T = decltype(zero);
+    if (stencil_pays(g, given, true)) {
+      forms = stencil_form<T>(g, given);
+      return;
+    }
+    const Tensor k = contiguous_as(at_all_displacements(given, g), dtype);
     if (sample_elements(g) <= kDenseForm) {
       forms = dense_form<T>(g, k);
       return;

@@ -6,6 +6,7 @@
 #include "common/images.h"
 #include "common/output.h"
 #include "common/spectral.h"
+#include "common/stencil.h"
 
 namespace robustkern {
 namespace {
@@ -85,11 +86,21 @@ void covariance_product(const Grid<T>& grid, const T* gradient, int64_t samples,
 Tensor covariance_product_cpu(const Tensor& gradient, const Tensor& covariance) {
   check_covariance("covariance_product", gradient, covariance);
   const ScalarType dtype = per_sample_dtype(gradient);
-  const Tensor g = contiguous_as(gradient, dtype),
-               k = contiguous_as(at_all_displacements(covariance, gradient), dtype);
+  const Tensor g = contiguous_as(gradient, dtype), given = contiguous_as(covariance, dtype);
   Tensor product;
   dispatch_sums(g, [&](auto zero) {
     using T = decltype(zero);
+    if (stencil_pays(g, given, false)) {
+      product = empty_contiguous(g);
+      auto* const to = static_cast<T*>(product.mutable_data_ptr());
+      const int64_t channels = g.size(1), pixels = g.size(2) * g.size(3);
+      Stencil<T>(g, given).for_each_channel(
+          [&](int64_t sample, int64_t channel, const T*, const T* pixel) {
+            std::copy_n(pixel, pixels, to + (sample * channels + channel) * pixels);
+          });
+      return;
+    }
+    const Tensor k = contiguous_as(at_all_displacements(given, g), dtype);
     if (sample_elements(g) <= kDenseProduct) {
       product = torch::stable::view(dense_product<T>(g, k), g.sizes());
       return;

@@ -58,7 +58,8 @@ def find_nvcc():
     if os.environ.get("ROBUSTKERN_CUDA") == "0":
         return None
     cuda_home = os.environ.get("CUDA_HOME")
-    return (cuda_home and shutil.which("nvcc", path=f"{cuda_home}/bin")) or shutil.which("nvcc")
+    found = cuda_home and shutil.which("nvcc", path=f"{cuda_home}/bin")
+    return found or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def find_ninja():

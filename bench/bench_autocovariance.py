@@ -28,6 +28,7 @@ def test_autocovariance(shape, device, compare, benchmark):
         inputs=(p,),
         baseline="robustkern",
         rounds=20 if height > 100 else 60,
+        limit=spectral.gpu_limit(device),
         bytes_min=4 * (math.prod(shape) + channels**2 * (2 * height - 1) * (2 * width - 1)),
     )
     spectral.summarize(benchmark, medians, "robustkern")

@@ -34,6 +34,31 @@ def test_form(shape, device, compare, benchmark):
         inputs=(g,),
         baseline="robustkern",
         rounds=20 if shape[2] > 100 else 60,
+        limit=spectral.gpu_limit(device),
+        **spectral.facts(shape, shape[0]),
+    )
+    spectral.summarize(benchmark, medians, "robustkern")
+
+
+@pytest.mark.parametrize(("shape", "reach"), spectral.SHORT, ids=str)
+def test_form_of_short_reach(shape, reach, device, compare, benchmark):
+    g, k, whole = spectral.short(shape, reach, device)
+    truth = spectral.form(g.double(), spectral.fft_product(g.double(), whole.double()))
+    compared = {
+        "robustkern": lambda g: functional.covariance_form(g, k),
+        "conv2d": lambda g: spectral.form(g, spectral.convolution(g, k)),
+        "all displacements": lambda g: functional.covariance_form(g, whole),
+        **spectral.algorithms(k, form=True),
+    }
+    for method in compared.values():
+        spectral.assert_accurate(method(g), truth)
+    medians = compare(
+        f"covariance_form|fwd, reach {reach}|{shape}|float32|{device.type}",
+        compared,
+        inputs=(g,),
+        baseline="robustkern",
+        rounds=20,
+        limit=spectral.gpu_limit(device),
         **spectral.facts(shape, shape[0]),
     )
     spectral.summarize(benchmark, medians, "robustkern")

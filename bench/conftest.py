@@ -36,7 +36,12 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     """Shapes, a dictionary in the module, and dtypes are those of the device."""
     kind = metafunc.config.getoption("--device")
-    chosen = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    marks = metafunc.definition.iter_markers("parametrize")
+    chosen = {
+        name
+        for mark in marks
+        for name in ([mark.args[0]] if isinstance(mark.args[0], str) else mark.args[0])
+    }
     if "shape" in metafunc.fixturenames and "shape" not in chosen:
         metafunc.parametrize("shape", metafunc.module.SHAPES[kind], ids=str)
     if "dtype" in metafunc.fixturenames and "dtype" not in chosen:

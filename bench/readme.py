@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 # Rows that compute something else, and how many times their bytes the op moves.
 COMPARISONS = {"dot": 1.0, "clone": 1.5, "copy": 1.5}
 # The op by each of the algorithms that it chooses from, whatever the size.
-ALGORITHMS = ("toeplitz", "spectral")
+ALGORITHMS = ("toeplitz", "spectral", "stencil", "all displacements")
 NOT_MEASURED = "Not measured yet.\n"
 
 

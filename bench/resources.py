@@ -39,7 +39,7 @@ from robustkern.triton.gradient_difference import (
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = (80, 90)
-F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 Row = dict[str, Any]
 
 
@@ -60,6 +60,7 @@ class CompilingDriver:
 
 def launches() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Named calls of the launchers: each kernel in each dtype and kind of shape and layout."""
+    yield "float16 image", partial(difference_and_backward, torch.zeros(3, 3, 32, 32, dtype=F16))
     for dtype in (F32, BF16, F64):
         kind = str(dtype).removeprefix("torch.")
         for name, shape in (("small", (3, 2)), ("image", (3, 3, 32, 32)), ("large", (1, 2**16))):
@@ -111,6 +112,8 @@ def triton_rows() -> list[Row]:
         name = kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
         for device.arch in ARCHS:
             compiled = run(kernel, *arguments, **options)
+            # Triton rounds a float to float32, which float64 kernels would compute with.
+            assert "fp32" not in compiled.src.signature.values(), name
             rows.append(
                 {
                     "kernel": name,

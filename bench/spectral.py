@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from stream import limit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +23,8 @@ SHAPES = {
 }
 # A convolution with a kernel twice the image is timed where it ends within seconds, few times.
 CONVOLVED = [(128, 3, 32, 32), (128, 1, 28, 28), (256, 1, 8, 8)]
+# Images and the reach in pixels of a covariance that was tapered, for a stencil.
+SHORT = [((128, 3, 32, 32), 2), ((128, 1, 28, 28), 3), ((16, 3, 224, 224), 4)]
 # Elements of a sample; a matrix of 64 MB in float32 for a CPU, of 600 MB for a GPU.
 DENSE_LIMIT = {"cpu": 4096, "cuda": 12288}
 
@@ -57,8 +61,23 @@ def fft_product(gradient: Tensor, covariance: Tensor) -> Tensor:
 
 
 def convolution(gradient: Tensor, covariance: Tensor) -> Tensor:
-    height, width = gradient.shape[-2:]
-    return F.conv2d(gradient, covariance, padding=(height - 1, width - 1))
+    rows, columns = covariance.shape[-2:]
+    return F.conv2d(gradient, covariance, padding=(rows // 2, columns // 2))
+
+
+def short(
+    shape: tuple[int, ...], reach: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A gradient, a covariance of that reach, and the same among zeros."""
+    g, k = data(shape, device)
+    y, x = shape[2] - 1 - reach, shape[3] - 1 - reach
+    cropped = k[..., y : k.shape[2] - y, x : k.shape[3] - x].contiguous()
+    return g, cropped, F.pad(cropped, (x, x, y, y))
+
+
+def gpu_limit(device: torch.device) -> Callable[[], float] | None:
+    """A copy's bandwidth on a GPU; a CPU's transforms are bound by arithmetic."""
+    return None if device.type == "cpu" else limit("copy", 0, device)
 
 
 def dense_matrix(covariance: Tensor) -> Tensor:
@@ -70,16 +89,23 @@ def dense_matrix(covariance: Tensor) -> Tensor:
     return windows.permute(0, 2, 3, 1, 4, 5).reshape(size, size).T.contiguous()
 
 
+STENCIL_TAPS = 225  # at most: more would take seconds
+
+
 def algorithms(covariance: Tensor, form: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     """The algorithms the op chooses from on a GPU, each at every size: the crossovers' source."""
     if not covariance.is_cuda:
         return {}
     from robustkern.triton._spectral import spectral
+    from robustkern.triton._stencil import stencil
     from robustkern.triton._toeplitz import toeplitz
 
+    found = {"toeplitz": toeplitz, "spectral": spectral}
+    if covariance.shape[2] * covariance.shape[3] <= STENCIL_TAPS:
+        found["stencil"] = stencil
     return {
-        "toeplitz": lambda g: toeplitz(g, covariance, form),
-        "spectral": lambda g: spectral(g, covariance, form),
+        name: partial(multiply, covariance=covariance, form=form)
+        for name, multiply in found.items()
     }
 
 
@@ -117,7 +143,7 @@ def facts(shape: tuple[int, ...], written: int) -> dict[str, float]:
 
 def summarize(benchmark, medians: dict[str, float], baseline: str) -> None:
     """How much longer the best alternative takes: its median ratio over rounds."""
-    ours = (baseline, "toeplitz", "spectral")
+    ours = (baseline, "toeplitz", "spectral", "stencil", "all displacements")
     others = {name: benchmark.extra_info[name]["ratio"] for name in medians if name not in ours}
     best = min(others, key=others.__getitem__)
     benchmark.extra_info["best_alternative"] = best

@@ -45,5 +45,6 @@ def limit(kind: Literal["copy", "dot"], nbytes: int, device: torch.device) -> Ca
 
 @cache
 def _arrays(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
+    # Random: zeros may move faster than what people have.
+    source = torch.randint(256, (COPIED_BYTES,), dtype=torch.uint8, device=device)
     return source, torch.zeros_like(source)

@@ -55,8 +55,9 @@ def graph_timers(methods: dict[str, Method], copies: list[tuple[Tensor, ...]]) -
     def timer(method: Method) -> Timer:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for inputs in copies:
-                method(*inputs)
+            # All kept until the end: no call may write where the one before it did.
+            outputs = [method(*inputs) for inputs in copies]
+        del outputs
         return lambda: event_seconds(graph.replay) / len(copies)
 
     return {name: timer(method) for name, method in methods.items()}

@@ -24,8 +24,13 @@ SHAPES += [(1, 20_011), (2, 3, 80, 80)]
 
 
 def layouts(contiguous: Tensor) -> dict[str, Tensor]:
-    """The same values in every layout that they can have."""
+    """The same values in every layout that they can have.
+
+    On a GPU float32 alone has them all: each is another kernel to compile.
+    """
     found = {"contiguous": contiguous, "transposed": _permuted(contiguous)}
+    if contiguous.is_cuda and contiguous.dtype != torch.float32:
+        return found
     room = contiguous.new_full((*contiguous.shape[:-1], contiguous.shape[-1] + 5), 7.0)
     sliced = room[..., 3:-2]
     sliced.copy_(contiguous)

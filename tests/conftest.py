@@ -33,6 +33,10 @@ def pytest_configure(config):
         return
     # Here and not in a fixture: modules and parametrizations hold tensors too.
     torch.set_default_device(device)
+    # Each shape would be tuned, which takes longer than its tests.
+    from robustkern.triton import _toeplitz
+
+    _toeplitz._toeplitz_kernel.configs = _toeplitz.CONFIGS[:1]
     # float32 is to mean float32, and a sum to have one order.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True

@@ -1,6 +1,7 @@
 """The house: imports run one way, and an op has one stem in every room."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,49 @@ def test_without_the_compiled_library_the_reference_answers(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "C++" not in run.stdout
     assert "tensor(True)" in run.stdout
+
+
+def run_as_a_build_with_cuda(script):
+    """A Python whose torch says that it was built with CUDA, without a GPU to be seen."""
+    begin = (
+        "import torch, warnings; torch.version.cuda = '13.0'; warnings.simplefilter('always')\n"
+        "import robustkern; from robustkern.ops import _library\n"
+        "key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)\n"
+        "op = torch.ops.robustkern.gradient_difference.default\n"
+        "a, b = torch.ones(2, 3), torch.zeros(2, 3)\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", begin + script],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_without_a_usable_triton_the_reference_answers_and_one_warning_says_so():
+    script = "for _ in range(3): print(op.redispatch(key, a, b), 'triton' in dir(robustkern))"
+    run = run_as_a_build_with_cuda(script)
+    assert run.stdout.split("\n")[:3] == ["tensor([3., 3.]) False"] * 3
+    assert run.stderr.count("robustkern runs on its reference: Triton: ") == 1
+
+
+def test_where_triton_is_usable_its_kernel_answers():
+    script = (
+        "_library.triton_works = lambda device: True\n"
+        "print(op.redispatch(key, a, b), 'triton' in dir(robustkern)); robustkern.show_config()"
+    )
+    lines = run_as_a_build_with_cuda(script).stdout.splitlines()
+    assert lines[0] == "tensor([3., 3.]) True"
+    served = {line.split()[0]: line.split(maxsplit=2)[2].strip() for line in lines[2:]}
+    assert served["gradient_difference"] == "Triton"
+    assert served["covariance_product"] == served["covariance_form"] == "Triton"
+
+
+def test_a_library_that_cannot_be_loaded_leaves_the_reference_and_one_warning():
+    # Torch without CUDA lacks what the CUDA library needs.
+    run = run_as_a_build_with_cuda("robustkern.show_config()")
+    built = (PACKAGE / "librobustkern_cuda.so").exists()
+    assert run.stderr.count("robustkern runs on its reference: librobustkern_cuda.so") == built
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("perturb "))
+    assert line.split()[2] == "reference"

@@ -58,6 +58,7 @@ class Launcher {
     config.attrs = &cluster;
     config.numAttrs = blocks_per_cluster > 1 ? 1 : 0;
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+    if (error != cudaSuccess) (void)cudaGetLastError();  // or a later launch would report it
     STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
                     "the CUDA kernels of robustkern need compute capability 8.0 or newer");
     STD_CUDA_CHECK(error);

@@ -16,7 +16,6 @@ Formula = Callable[..., tuple[Tensor | None, ...]]
 
 LIBRARY = torch.library.Library("robustkern", "FRAGMENT")  # type: ignore[no-untyped-call]
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
-_REFERENCE = "robustkern.reference"
 
 
 def define(
@@ -87,11 +86,16 @@ def serve_by_triton(module: str, *names: str) -> None:
     for name in names:
 
         def kernel(*arguments: Any, name: str = name) -> Any:
-            usable = triton_works(arguments[0].device.index)
-            room = importlib.import_module(f"robustkern.triton.{module}" if usable else _REFERENCE)
-            return getattr(room, name)(*arguments)
+            return _triton_or_reference(module, name, arguments[0].device.index)(*arguments)
 
         LIBRARY.impl(name, kernel, "CUDA")  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _triton_or_reference(module: str, name: str, device: int) -> Callable[..., Any]:
+    room = f"robustkern.triton.{module}" if triton_works(device) else "robustkern.reference"
+    found: Callable[..., Any] = getattr(importlib.import_module(room), name)
+    return found
 
 
 @functools.cache

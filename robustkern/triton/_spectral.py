@@ -69,7 +69,7 @@ def _multiply(spectrum: Tensor, covariance: Tensor, sizes: tuple[int, int], form
     # Not in place: a thread may still read what another of its program has already replaced.
     out = spectrum.new_empty((samples, blocks)) if form else torch.empty_like(spectrum)
     _spectral_kernel[(blocks * triton.cdiv(samples, group),)](
-        spectrum, covariance, out, samples, frequencies, columns, 1 / (sizes[0] * sizes[1]),
+        spectrum, covariance, out, samples, frequencies, columns, sizes[0] * sizes[1],
         C=channels, ROUNDED=rounded, EVEN=sizes[1] % 2 == 0, FORM=form,
         SAMPLES=group, BLOCK=block, num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def _spectral_kernel(
     samples,
     frequencies,  # F, rows of `columns`
     columns,
-    scale,  # of a transform and its inverse
+    points,  # of a transform: an int, for Triton rounds floats to float32
     C: tl.constexpr,
     ROUNDED: tl.constexpr,  # C to a power of two
     EVEN: tl.constexpr,  # whether the last column is its own mirror image
@@ -114,7 +114,7 @@ def _spectral_kernel(
         own_re, own_im = _load(spectrum_ptr, at, mask)
         column = f % columns
         alone = (column == 0) | (EVEN & (column == columns - 1))
-        weight = tl.where(alone, 1.0, 2.0).to(re.dtype) * scale
+        weight = tl.where(alone, 1.0, 2.0).to(re.dtype) / points
         terms = (own_re * re + own_im * im) * weight
         sums = tl.sum(tl.sum(terms, 0, keep_dims=True), 2, keep_dims=True)
         tl.store(out_ptr + n * blocks + program % blocks, sums, n < samples)

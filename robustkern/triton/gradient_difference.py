@@ -54,7 +54,7 @@ def gradient_difference_backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Te
 
 
 def _tiling(a: Tensor, b: Tensor, size: int) -> dict[str, Any]:
-    """By the size of a sample alone: a sum has the same bits in every batch."""
+    """By the size of a sample alone, so that sums are taken alike in every batch."""
     reaches = [reach(tensor.shape[1:], tensor.stride()[1:]) for tensor in (a, b)]
     tile = TILE_BYTES // accumulation_dtype(a).itemsize
     block = min(tile, triton.next_power_of_2(size))

@@ -130,8 +130,7 @@ class BuildLibraries(build_ext):
         if extension.name.endswith("_cuda"):
             compiler, host = shlex.quote(find_nvcc()), f"-Xcompiler={HOST.replace(' ', ',')}"
             compile_options = (
-                f"{COMPILE} {CUDA_TARGETS} {CUDA_LANGUAGE} -DUSE_CUDA {host} "
-                "-MD -MF $out.d"
+                f"{COMPILE} {CUDA_TARGETS} {CUDA_LANGUAGE} -DUSE_CUDA {host} -MD -MF $out.d"
             )
             link_options = f"-shared {CUDA_TARGETS} -cudart=shared -Xlinker=--no-as-needed"
         else:

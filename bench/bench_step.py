@@ -70,6 +70,7 @@ def test_step(network, compare, device):
         assert all(p.grad.isfinite().all() for p in model.parameters())
 
     cure = FIRST_ORDER["CURE"][0]
+    running, signs = CovarianceFunction(3, 32, 32), torch.randn(inputs.shape).sign()
     methods = {
         "plain": plain,
         **{
@@ -79,6 +80,7 @@ def test_step(network, compare, device):
         "CURE double backward": lambda: double_backward(cure),
         "GN double backward": lambda: double_backward(GN),
         "CURE authors": lambda: authors_cure_backward(model, inputs, targets, weight=0.1, h=0.5),
+        "SGR's covariance update alone": lambda: running.update(signs),
     }
     compare(
         f"step|ResNet width 24, 2-2-2-2|N={SAMPLES}, 3x32x32|float32|cpu",

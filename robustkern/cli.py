@@ -1,4 +1,4 @@
-"""The command line: `robustkern demo`, `robustkern train`, `robustkern evaluate`."""
+"""The command line: `robustkern demo`, `train`, `evaluate` and `covariance`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from fractions import Fraction
 from typing import Any
 
 import robustkern
+from robustkern.training.covariance import (
+    DECAY_LENGTHS,
+    EPS,
+    covariance_report,
+    covariance_table,
+)
 from robustkern.training.data import NAMES
 from robustkern.training.demo import demo
 from robustkern.training.models import MODELS
@@ -68,6 +74,11 @@ def _evaluate(*, checkpoint: str, steps: int, **options: Any) -> None:
     print(accuracy_table(result, steps))
 
 
+def _covariance(*, output: str, **options: Any) -> None:
+    print(covariance_table(covariance_report(output=output, **options)))
+    print(f"pictures and numbers are in {output}")
+
+
 class _AddPenalty(argparse.Action):
     """Begin the options of a further penalty."""
 
@@ -94,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", demo, _add_demo, "compare the methods on a small network, in minutes"),
         ("train", _train, _add_train, "train or fine-tune a network with penalties"),
         ("evaluate", _evaluate, _add_evaluate, "measure accuracy under attack"),
+        (
+            "covariance",
+            _covariance,
+            _add_covariance,
+            "draw the covariances of perturbations, and accuracy under correlated noise",
+        ),
     ):
         command = commands.add_parser(
             name,
@@ -135,6 +152,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add(group, "--weight-decay", new.weight_decay, "L2, in the optimizer")
     _add(group, "--crop", new.crop, "shift images by up to so many pixels, zeros coming in")
     group.add_argument("--flip", action="store_true", help="mirror images at random")
+    _add(group, "--lrc-eps", new.lrc_eps, "deviation of long-range-correlated noise to train with")
+    _add(group, "--lrc-length", new.lrc_length, "decay length of that noise, in pixels")
     _add(
         group,
         "--precision",
@@ -207,7 +226,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file that train wrote")
     parser.add_argument(
         "--eps",
-        type=_eps,
+        type=_numbers,
         help="largest changes of a pixel, in [0, 1]: numbers or fractions as in 0.1,0.2 or "
         "2/255,8/255 (default: 0.05 to 0.3 for gray images, 1/255 to 8/255 for colour)",
     )
@@ -219,6 +238,34 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--seed", 0, "of PGD's random starts")
     _add(parser, "--device", "auto", "cpu, cuda, ...; auto takes an accelerator if there is one")
     _add_optional(parser, "--output", str, "JSON file for the accuracies", "FILE")
+
+
+def _add_covariance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoints", metavar="CHECKPOINT", nargs="+", help="files that train wrote"
+    )
+    _add_optional(parser, "--data", str, f"{_DATA_HELP} (default: the one trained on)")
+    _add(parser, "--data-folder", "data", "where torchvision keeps its files")
+    _add(parser, "--test-size", 500, "use the first so many test images")
+    _add_optional(
+        parser,
+        "--attack-eps",
+        float,
+        "largest change of a pixel by FGSM and PGD (default: 0.1 for gray images, 2/255 for "
+        "colour)",
+    )
+    shown = "numbers or fractions, separated by commas (default: "
+    for flag, values, text in (
+        ("--eps", EPS, "standard deviations of the noise: "),
+        ("--decay-lengths", DECAY_LENGTHS, "of the noise, in pixels: "),
+    ):
+        listed = ",".join(f"{value:g}" for value in values)
+        parser.add_argument(flag, type=_numbers, default=values, help=f"{text}{shown}{listed})")
+    _add(parser, "--draws", 100, "of the noise for each image; the worst counts")
+    _add(parser, "--batch-size", 256, "images per pass")
+    _add(parser, "--seed", 0, "of the noise")
+    _add(parser, "--device", "auto", "cpu, cuda, ...; auto takes an accelerator if there is one")
+    _add(parser, "--output", "robustkern-covariance", "folder for the pictures and covariance.json")
 
 
 def _add(group: Any, flag: str, default: Any, text: str, **more: Any) -> None:
@@ -233,7 +280,7 @@ def _add_optional(group: Any, flag: str, kind: type, text: str, metavar: str | N
     group.add_argument(flag, type=kind, help=text, metavar=metavar)
 
 
-def _eps(text: str) -> list[float]:
+def _numbers(text: str) -> list[float]:
     try:
         return [float(Fraction(part)) for part in text.split(",")]
     except (ValueError, ZeroDivisionError) as error:

@@ -253,13 +253,14 @@ class CovarianceFunction(_RunningAverage):
         self.radius = float(radius)
         return self._follow()
 
-    def standardize(self, variance: float = 1.0) -> "CovarianceFunction":
+    def standardize(self, variance: float | Tensor = 1.0) -> "CovarianceFunction":
         """Make the mean of the diagonal that of the data, so that SGR's weight compares the two.
 
         Its weight is a noise-to-signal ratio then.
 
         Args:
-            variance: of the data, the mean over pixels and channels; 1 gives unit noise.
+            variance: of the data, the mean over pixels and channels, a number or a tensor of one; 1
+                gives unit noise.
 
         Returns:
             Itself.
@@ -597,7 +598,7 @@ def _check_size(function: str, argument: str, size: int) -> None:
         raise ValueError(f"{function}: {argument} must be at least 1, got {size}")
 
 
-def _check_positive(function: str, argument: str, value: float) -> None:
+def _check_positive(function: str, argument: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -40,6 +40,21 @@ class SGR(Penalty):
         TypeError: for an argument of another type.
         ValueError: for a weight that is negative or not finite, `update_every` below 1, or another
             source.
+
+    Example:
+        >>> import torch, robustkern
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> data = [(torch.rand(8, 3, 2, 2), torch.arange(8) % 5) for _ in range(3)]
+        >>> variance = data[0][0].var(0).mean()  # of the data: the weight is noise over signal
+        >>> covariance = robustkern.CovarianceFunction(3, 2, 2).standardize(variance)
+        >>> penalty = robustkern.SGR(0.1, covariance)
+        >>> for images, labels in data:
+        ...     optimizer.zero_grad()
+        ...     step = robustkern.backward(model, images, labels, penalty)
+        ...     optimizer.step()
+        >>> bool(step.penalty > 0)
+        True
     """
 
     def __init__(

@@ -48,6 +48,8 @@ class Options:
     weight_decay: float = 0.0
     crop: int = 0
     flip: bool = False
+    lrc_eps: float = 0.0
+    lrc_length: float = 4.0
     precision: str = "float32"
     batch_norm: str = "batch"
     shift: float | str = "auto"
@@ -101,6 +103,8 @@ def train(options: Options, *, resume: bool = False) -> Path:
         batch_size=options.batch_size,
         crop=options.crop,
         flip=options.flip,
+        lrc_eps=options.lrc_eps,
+        lrc_length=options.lrc_length,
         precision=options.precision,
         batch_norm=options.batch_norm,
         shift=options.shift,
@@ -177,7 +181,7 @@ def evaluate(
     model = restore_model(saved).to(find_device(device))
     name = saved["options"]["data"] if data is None else data
     images = load(name, data_folder).first(test=test_size)
-    _check_fits("evaluate", saved["model"], images)
+    check_fits("evaluate", saved["model"], images)
     if eps is None:
         eps = usual_eps(images)
     with progress_bar(len(images.x_test) * (1 + 2 * len(eps)), "evaluate") as bar:
@@ -258,6 +262,25 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def check_fits(command: str, arguments: Mapping[str, Any], data: Dataset) -> None:
+    """See that a checkpoint's network takes these images.
+
+    Args:
+        command: named in the message.
+        arguments: of `models.build`, as the checkpoint has them.
+        data: the images.
+
+    Raises:
+        ValueError: images of another shape, or of more classes.
+    """
+    shape, classes = tuple(arguments["shape"]), arguments["classes"]
+    if data.shape != shape or data.classes > classes:
+        raise ValueError(
+            f"{command}: data {data.name} must fit the checkpoint's network, made for images of "
+            f"shape {shape} and {classes} classes, got {data.shape} and {data.classes}"
+        )
+
+
 def _network(
     options: Options, data: Dataset, saved: dict[str, Any] | None
 ) -> tuple[dict[str, Any], nn.Module]:
@@ -272,7 +295,7 @@ def _network(
                 f"train: model must be that of the checkpoint, {arguments['name']}, "
                 f"got {options.model}"
             )
-        _check_fits("train", arguments, data)
+        check_fits("train", arguments, data)
         return arguments, restore_model(source)
     mean, std = pixel_statistics(data.x_train)
     arguments = {
@@ -285,19 +308,12 @@ def _network(
     return arguments, build(**arguments)
 
 
-def _check_fits(command: str, arguments: Mapping[str, Any], data: Dataset) -> None:
-    shape, classes = tuple(arguments["shape"]), arguments["classes"]
-    if data.shape != shape or data.classes > classes:
-        raise ValueError(
-            f"{command}: data {data.name} must fit the checkpoint's network, made for images of "
-            f"shape {shape} and {classes} classes, got {data.shape} and {data.classes}"
-        )
-
-
 def _check_same(options: Options, saved: Mapping[str, Any]) -> None:
+    # An option that is newer than the checkpoint was at its default.
+    made_with = {**dataclasses.asdict(Options()), **saved}
     for name, value in dataclasses.asdict(options).items():
-        if name not in _FREE and saved.get(name) != value:
+        if name not in _FREE and made_with[name] != value:
             raise ValueError(
-                f"train: {name} must be what the resumed run was made with, {saved.get(name)}, "
+                f"train: {name} must be what the resumed run was made with, {made_with[name]}, "
                 f"got {value}"
             )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkern import gradients
+from robustkern.covariance import CovarianceFunction
 from robustkern.evaluation import accuracy
 from robustkern.training.data import Dataset
 from robustkern.training.penalty import ScheduledPenalty
@@ -60,6 +61,9 @@ class Trainer:
         batch_size: samples per step; the last batch of an epoch may be smaller.
         crop: shift each training image by up to this many pixels, zeros coming in.
         flip: mirror each training image left to right with probability one half.
+        lrc_eps: standard deviation of long-range-correlated noise that each training image gets,
+            clipped to [0, 1] (the LRC-trained baseline of Roth et al. 2018); 0 for none.
+        lrc_length: decay length of that noise, in pixels.
         precision: `float32`, `float64`, or autocast to `bfloat16` or `float16`, the last with a
             `GradScaler`.
         batch_norm: `batch` or `eval`; see `robustkern.backward`.
@@ -84,6 +88,8 @@ class Trainer:
         batch_size: int = 64,
         crop: int = 0,
         flip: bool = False,
+        lrc_eps: float = 0.0,
+        lrc_length: float = 4.0,
         precision: str = "float32",
         batch_norm: str = "batch",
         shift: float | str = "auto",
@@ -103,6 +109,8 @@ class Trainer:
                 "Trainer: batch_size must be at least 1 and crop at least 0, "
                 f"got {batch_size} and {crop}"
             )
+        if not (math.isfinite(lrc_eps) and lrc_eps >= 0):
+            raise ValueError(f"Trainer: lrc_eps must be finite and not negative, got {lrc_eps}")
         self.device = torch.device(device)
         dtype = torch.float64 if precision == "float64" else torch.float32
         self.model = model.to(self.device, dtype)
@@ -115,6 +123,8 @@ class Trainer:
         self.lr = lr
         self.optimizer = _optimizer(optimizer, self.model, lr(0), momentum, weight_decay)
         self.batch_size, self.crop, self.flip = batch_size, crop, flip
+        self.lrc_eps = lrc_eps
+        self.noise = CovarianceFunction.exponential(*data.shape, lrc_length).to(self.device)
         self._autocast = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.batch_norm, self.shift = batch_norm, shift
@@ -161,6 +171,9 @@ class Trainer:
             (2,): loss and penalty, detached.
         """
         inputs = augment(self._x[index], self.crop, self.flip, self.batches)
+        if self.lrc_eps:
+            noise = self.noise.sample(len(index), self.batches).to(inputs)
+            inputs = (inputs + self.lrc_eps * noise).clamp(0, 1)
         self.optimizer.zero_grad()
         with self._precision():
             loss, penalty = self.backward(inputs, self._y[index])

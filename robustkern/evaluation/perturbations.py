@@ -1,0 +1,150 @@
+"""Where SGR's covariance may come from: perturbations by FGSM, PGD and DeepFool.
+
+A source is called as `source(inputs, gradient)` within `robustkern.backward` and returns
+perturbations of the inputs' shape, x_adv - x with x_adv in [0, 1]. The labels it attacks are the
+model's own predictions, so that no true label leaks into the covariance. It runs the model in eval
+mode and leaves modes, `.grad`, buffers and the random state as they were; its checks of the inputs
+make the host wait for the device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkern.evaluation.attacks import _check, evaluating, fgsm, pgd
+
+Source = Callable[[Tensor, Tensor], Tensor]
+Attack = Callable[[Tensor, Tensor], Tensor]
+
+
+def fgsm_source(model: nn.Module, eps: float) -> Source:
+    """Perturbations by `fgsm`, at one forward and one pass back and forth.
+
+    Args:
+        model: the network in training.
+        eps: largest change of an input element, in input units.
+
+    Returns:
+        A source for `SGR`.
+
+    Example:
+        >>> import robustkern
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        >>> covariance = robustkern.CovarianceFunction(3, 2, 2)
+        >>> penalty = robustkern.SGR(1.0, covariance, source=fgsm_source(model, eps=0.1))
+        >>> inputs, targets = torch.rand(6, 3, 2, 2), torch.arange(6) % 3
+        >>> _ = robustkern.backward(model, inputs, targets, penalty)
+        >>> covariance.updates
+        tensor(1)
+    """
+    return _source(model, lambda inputs, labels: fgsm(model, inputs, labels, eps))
+
+
+def pgd_source(
+    model: nn.Module, eps: float, *, steps: int = 10, step_size: float | None = None
+) -> Source:
+    """Perturbations by `pgd`, which starts at the inputs: there is no random state to keep.
+
+    Args:
+        model: the network in training.
+        eps: radius of the ball, in input units.
+        steps: number of gradient steps; each costs a pass back and forth.
+        step_size: length of a step in input units; 2.5 eps / steps when None.
+
+    Returns:
+        A source for `SGR`.
+    """
+    return _source(
+        model,
+        lambda inputs, labels: pgd(
+            model, inputs, labels, eps, steps=steps, step_size=step_size, random_start=False
+        ),
+    )
+
+
+def deepfool_source(
+    model: nn.Module,
+    *,
+    p: float = 2,
+    steps: int = 50,
+    candidates: int = 10,
+    overshoot: float = 0.02,
+) -> Source:
+    """Perturbations by DeepFool (Moosavi-Dezfooli et al. 2016), that of foolbox.
+
+    Args:
+        model: the network in training.
+        p: norm of the smallest perturbation that it looks for, 2 or inf.
+        steps: at most; each costs `candidates` - 1 passes back and forth.
+        candidates: classes, the likeliest first, to which a sample may move.
+        overshoot: how far beyond the boundary, as a share of the way to it.
+
+    Returns:
+        A source for `SGR`.
+
+    Raises:
+        ImportError: foolbox is missing.
+        ValueError: another `p`, or `steps` below 1, or `candidates` below 2.
+    """
+    if p not in (2, math.inf):
+        raise ValueError(f"deepfool_source: p must be 2 or inf, got {p}")
+    if steps < 1 or candidates < 2:
+        raise ValueError(
+            "deepfool_source: steps must be at least 1 and candidates at least 2, "
+            f"got {steps} and {candidates}"
+        )
+    foolbox = _foolbox()
+    kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
+    attack = kind(steps=steps, candidates=candidates, overshoot=overshoot)
+
+    def adversarial(inputs: Tensor, labels: Tensor) -> Tensor:
+        _check("deepfool_source", model, inputs, labels, 0.0)
+        # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
+        with evaluating(model), _frozen(model), torch.inference_mode(False), torch.enable_grad():
+            attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device=inputs.device)
+            found: Tensor = attack.run(attacked, inputs.clone(), labels.clone())
+        return found.detach()
+
+    return _source(model, adversarial)
+
+
+def _source(model: nn.Module, attack: Attack) -> Source:
+    def source(inputs: Tensor, gradient: Tensor) -> Tensor:
+        inputs = inputs.detach()
+        with evaluating(model), torch.no_grad():
+            predicted = model(inputs).argmax(1)
+        return attack(inputs, predicted) - inputs
+
+    return source
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
+def _foolbox() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of its own imports
+            return importlib.import_module("foolbox")
+    except ImportError as error:
+        raise ImportError(
+            "deepfool_source: foolbox cannot be imported; install it with: "
+            'pip install "robustkern[eval]"'
+        ) from error

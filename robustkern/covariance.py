@@ -1,8 +1,8 @@
 """Running covariances of perturbations: the state that SGR learns (Roth et al. 2018, Eq. 14-16)."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -33,7 +33,7 @@ class _RunningAverage(nn.Module):
         self.decay = decay
         self.register_buffer("values", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self._unwritten = self.values._version
+        self._written = False
 
     def _average(self, running: Tensor, estimate: Tensor, samples: int, strict: bool) -> None:
         """Move the running values towards the mean of all ranks' estimates."""
@@ -53,9 +53,15 @@ class _RunningAverage(nn.Module):
         share = torch.where(self.updates == 0, 1.0, self.decay).to(running.dtype)
         running.lerp_(newest, share)
         self.updates += finite
+        self._written = True
+
+    def _has_values(self) -> bool:
+        """Whether anything was ever written; until then, this waits for the device."""
+        self._written = self._written or self.values.is_meta or bool(self.values.any())
+        return self._written
 
     def _check_written(self, method: str) -> None:
-        if self.values._version == self._unwritten:
+        if not self._has_values():
             raise ValueError(
                 f"{type(self).__name__}.{method}: the covariance must be updated first, "
                 "got none so far"
@@ -66,20 +72,12 @@ class _RunningAverage(nn.Module):
         return self.values.to(widen(gradient).dtype, copy=gradient.requires_grad)
 
     def _apply(self: _Running, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Running:
-        written = self.values._version != self._unwritten
-
         def moved(tensor: Tensor) -> Tensor:
             # Half a model's precision is not enough for an average: only the device is taken.
             return fn(tensor) if tensor.is_meta else tensor.to(fn(tensor.new_empty(0)).device)
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
-        self._unwritten = -1 if written else self.values._version
         return self
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        if not self.updates.is_meta and self.updates == 0 and not self.values.any():
-            self._unwritten = self.values._version
 
 
 class RunningMean(_RunningAverage):
@@ -275,10 +273,9 @@ class CovarianceFunction(_RunningAverage):
 
     @torch.no_grad()
     def _follow(self) -> "CovarianceFunction":
-        written = self.values._version != self._unwritten
         if self.average is None:
             self.average = self.values.clone()
-        if written:
+        if self._has_values():
             self._make_values()
         return self
 

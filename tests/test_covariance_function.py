@@ -261,6 +261,7 @@ def test_a_covariance_without_values_has_no_product(method):
         getattr(covariance, method)(torch.ones(2, 1, 3, 3))
         fresh.load_state_dict(covariance.state_dict())
         getattr(fresh, method)(torch.ones(2, 1, 3, 3))
+        getattr(copy.deepcopy(fresh), method)(torch.ones(2, 1, 3, 3))
 
 
 FUNCTION = CovarianceFunction(1, 3, 3)

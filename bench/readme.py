@@ -279,7 +279,7 @@ def sgr() -> str:
         f"mean of {setting['seeds']} seed(s). All methods start from one clean network. Strengths, "
         f"which are weights or the deviation of the noise trained with: {'; '.join(grids)}; of "
         "those that keep clean accuracy on validation images within one point of no penalty, the "
-        f"one that stands most noise there. {made(results)}"
+        f"greatest. {made(results)}"
         + table(header, by_eps)
         + f"The same at eps {eps:g}, by decay length and for noise of the data's covariance.\n"
         + table(["fine-tuned with", *lengths, "the data's"], by_length)

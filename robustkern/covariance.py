@@ -1,8 +1,8 @@
 """Running covariances of perturbations: the state that SGR learns (Roth et al. 2018, Eq. 14-16)."""
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -57,8 +57,13 @@ class _RunningAverage(nn.Module):
 
     def _has_values(self) -> bool:
         """Whether anything was ever written; until then, this waits for the device."""
-        self._written = self._written or self.values.is_meta or bool(self.values.any())
-        return self._written
+        if not self._written and not self.values.is_meta:
+            self._written = bool((self.values != 0).any() | (self.updates > 0))
+        return self._written or self.values.is_meta
+
+    def amplitude(self) -> Tensor | float:
+        """By how much the noise is larger than the perturbations: see `standardize`."""
+        return 1.0
 
     def _check_written(self, method: str) -> None:
         if not self._has_values():
@@ -74,7 +79,8 @@ class _RunningAverage(nn.Module):
     def _apply(self: _Running, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Running:
         def moved(tensor: Tensor) -> Tensor:
             # Half a model's precision is not enough for an average: only the device is taken.
-            return fn(tensor) if tensor.is_meta else tensor.to(fn(tensor.new_empty(0)).device)
+            other = fn(tensor)
+            return other if other.dtype == tensor.dtype else tensor.to(other.device)
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -100,7 +106,10 @@ class CovarianceFunction(_RunningAverage):
     the (CHW, CHW) matrix :math:`\Sigma[(c,i),(c',j)] = K[c, c', j-i]`.
 
     `project`, `taper` and `standardize` change the values and stay in force: what later updates
-    make of the running average is changed alike, in this order, whatever that of the calls.
+    make of the running average is changed alike, in this order, whatever that of the calls. They
+    are no part of `state_dict`: call them before it is loaded.
+
+    Where torch.distributed is initialized, an update is a collective call: all ranks must make it.
 
     Args:
         channels: C.
@@ -146,6 +155,7 @@ class CovarianceFunction(_RunningAverage):
         # The running average itself, where the values are made from it.
         self.register_buffer("average", None)
         self._factor: tuple[tuple[object, ...], Tensor] | None = None
+        self._law: tuple[float, float] | None = None  # decay length and cross of `exponential`
 
     @classmethod
     def exponential(
@@ -191,6 +201,7 @@ class CovarianceFunction(_RunningAverage):
         within = torch.exp(-_lengths(found.values) / decay_length)
         found.values.copy_(between[:, :, None, None] * within)
         found.updates.fill_(1)
+        found._law = float(decay_length), float(cross)
         return found
 
     @torch.no_grad()
@@ -289,9 +300,23 @@ class CovarianceFunction(_RunningAverage):
             r = (_lengths(made) / self.radius).clamp(max=1)
             made = made * ((1 - r) ** 4 * (4 * r + 1))
         if self.variance is not None:
-            mean = made[..., self.height - 1, self.width - 1].diagonal().mean()
+            mean = self._variance(made)
             made = made * torch.where(mean > 0, self.variance / mean, 0)
         self.values.copy_(made)
+
+    def amplitude(self) -> Tensor | float:
+        """By how much the noise is larger than the perturbations: see `standardize`.
+
+        Returns:
+            A root of a ratio of variances.
+        """
+        if self.average is None:
+            return 1.0
+        before, now = (self._variance(values) for values in (self.average, self.values))
+        return torch.where(before > 0, now / before, 0).sqrt()
+
+    def _variance(self, values: Tensor) -> Tensor:
+        return values[..., self.height - 1, self.width - 1].diagonal().mean()
 
     def product(self, gradient: Tensor) -> Tensor:
         r""":math:`\Sigma g`.
@@ -335,62 +360,63 @@ class CovarianceFunction(_RunningAverage):
         return short.to(widen(gradient).dtype, copy=gradient.requires_grad)
 
     @torch.no_grad()
-    def sample(self, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Gaussian noise of this covariance and mean zero.
 
-        By circulant embedding (Dietrich and Newsam 1997): exact, in the time of a transform. Where
-        the values continued periodically are not positive semidefinite but Sigma is, as for decay
-        lengths near the image's size, by a Cholesky factor of Sigma, for C * H * W up to 4096.
+        By circulant embedding (Dietrich and Newsam 1997): exact, in the time of a transform, if the
+        values continued periodically are positive semidefinite. Those of `exponential`, whose
+        values further out are known, are continued with a longer period where that is needed; of
+        others that are positive semidefinite themselves, a Cholesky factor is taken for C * H * W
+        up to 4096.
 
         Args:
-            samples: how many draws.
+            n: how many draws.
             generator: for repeatable draws; they are made on its device.
 
         Returns:
-            (samples, C, H, W) float32, on the covariance's device.
+            (n, C, H, W) float32, on the covariance's device.
 
         Raises:
-            TypeError: for `samples` that is no int.
-            ValueError: for `samples` below 0, before the first update, or for a covariance that is
-                not positive semidefinite (`project` makes it so).
+            TypeError: for `n` that is no int.
+            ValueError: for `n` below 0, before the first update, or for a covariance for which none
+                of this holds (`project` makes it hold).
         """
-        if isinstance(samples, bool) or not isinstance(samples, int):
-            raise TypeError(
-                f"CovarianceFunction.sample: samples must be an int, got {type(samples).__name__}"
-            )
-        if samples < 0:
-            raise ValueError(
-                f"CovarianceFunction.sample: samples must not be negative, got {samples}"
-            )
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"CovarianceFunction.sample: n must be an int, got {type(n).__name__}")
+        if n < 0:
+            raise ValueError(f"CovarianceFunction.sample: n must not be negative, got {n}")
         self._check_written("sample")
         factor = self._sampling_factor()
         device = factor.device if generator is None else generator.device
+        options: dict[str, Any] = {"device": device, "dtype": torch.float32}
         image = (self.channels, self.height, self.width)
-        if samples == 0:  # some FFT libraries refuse it
+        if n == 0:  # some FFT libraries refuse it
             return self.values.new_empty(0, *image)
         if not factor.is_complex():
-            white = torch.randn(samples, factor.shape[0], generator=generator, device=device)
-            return (white.to(factor) @ factor.T).view(samples, *image)
-        pairs = (samples + 1) // 2  # real and imaginary parts are draws of their own
+            white = torch.randn(n, factor.shape[0], generator=generator, **options)
+            return (white.to(factor.device) @ factor.T).view(n, *image)
+        pairs = (n + 1) // 2  # real and imaginary parts are draws of their own
         shape = (pairs, self.channels, *factor.shape[-2:], 2)
-        white = torch.randn(shape, generator=generator, device=device).to(factor.device)
+        white = torch.randn(shape, generator=generator, **options).to(factor.device)
         colored = torch.einsum("cdyx,ndyx->ncyx", factor, torch.view_as_complex(white))
         noise = torch.fft.fft2(colored, norm="ortho")[..., : self.height, : self.width]
-        return torch.cat([noise.real, noise.imag])[:samples].contiguous()
+        return torch.cat([noise.real, noise.imag])[:n].contiguous()
 
     def _sampling_factor(self) -> Tensor:
-        """A root of the spectrum, (C, C, 2H-1, 2W-1) complex, or of Sigma, (D, D) real."""
+        """A root of a spectrum, (C, C, rows, columns) complex, or of Sigma, (D, D) real."""
+        if self.values.is_inference():  # it has no version to tell whether it changed
+            return self._make_sampling_factor()
         key = (self.values._version, self.values.data_ptr(), self.values.device)
         if self._factor is None or self._factor[0] != key:
             self._factor = key, self._make_sampling_factor()
         return self._factor[1]
 
     def _make_sampling_factor(self) -> Tensor:
-        eigenvalues, vectors = torch.linalg.eigh(_spectrum(self.values.double()))
-        if eigenvalues.min() >= -_ROUNDING * eigenvalues.abs().max():
-            roots: Tensor = vectors * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
-            return roots.movedim((0, 1), (2, 3)).to(torch.complex64)
-        least, largest = eigenvalues.min().item(), eigenvalues.max().item()
+        for values in self._continued():
+            eigenvalues, vectors = torch.linalg.eigh(_spectrum(values.double()))
+            if eigenvalues.min() >= -_ROUNDING * eigenvalues.abs().max():
+                roots: Tensor = vectors * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
+                return roots.movedim((0, 1), (2, 3)).to(torch.complex64)
         if self.dim <= _CHOLESKY_LIMIT:
             sigma = self.dense().double()
             sigma = (sigma + sigma.T) / 2
@@ -399,10 +425,24 @@ class CovarianceFunction(_RunningAverage):
             root, failed = torch.linalg.cholesky_ex(sigma)
             if not failed:
                 return root.float()
+        least, largest = eigenvalues.min().item(), eigenvalues.max().item()
         raise ValueError(
-            "CovarianceFunction.sample: the covariance must be positive semidefinite (project() "
-            f"makes it so), got a spectrum from {least:.3g} to {largest:.3g}"
+            "CovarianceFunction.sample: the covariance must be positive semidefinite, continued "
+            f"periodically (project() makes it so), got eigenvalues from {least:.3g} to "
+            f"{largest:.3g}"
         )
+
+    def _continued(self) -> Iterator[Tensor]:
+        """The values, and those of `exponential` also at displacements further out."""
+        yield self.values
+        if self._law is None:
+            return
+        for times in (1, 2, 4):
+            size = times * self.height, times * self.width
+            wider = self.exponential(self.channels, *size, *self._law).values.to(self.values.device)
+            if times == 1 and not torch.equal(wider, self.values):
+                return  # they have been changed
+            yield wider
 
     @torch.no_grad()
     def profile(self) -> tuple[Tensor, Tensor]:
@@ -433,6 +473,7 @@ class CovarianceFunction(_RunningAverage):
         Raises:
             ValueError: before the first update, or if the variance is not positive.
         """
+        self._check_written("decay_length")
         radii, values = (tensor.double().cpu() for tensor in self.profile())
         within = values.diagonal().mean(1)
         if not within[0] > 0:
@@ -527,7 +568,9 @@ class FullCovariance(_RunningAverage):
         rows = self._rows("update", "perturbation", perturbation)
         if not len(rows):
             raise ValueError("FullCovariance.update: perturbation must not be empty, got N = 0")
-        self._average(self.values, rows.T @ rows / len(rows), len(rows), strict)
+        with torch.autocast(rows.device.type, enabled=False):
+            moment = rows.T @ rows / len(rows)
+        self._average(self.values, moment, len(rows), strict)
 
     def product(self, gradient: Tensor) -> Tensor:
         r""":math:`\Sigma g`, in the shape and dtype of `gradient` (N, \*D); differentiable.
@@ -543,7 +586,7 @@ class FullCovariance(_RunningAverage):
         """
         rows = self._rows("product", "gradient", gradient)
         self._check_written("product")
-        product = rows @ self._values_for(rows).T
+        product = self._times(rows)
         return product.reshape(gradient.shape).to(gradient.dtype)
 
     def form(self, gradient: Tensor) -> Tensor:
@@ -560,7 +603,12 @@ class FullCovariance(_RunningAverage):
         """
         rows = self._rows("form", "gradient", gradient)
         self._check_written("form")
-        return sample_sum(rows * (rows @ self._values_for(rows).T))
+        return sample_sum(rows * self._times(rows))
+
+    def _times(self, rows: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):
+            product: Tensor = rows @ self._values_for(rows).T
+        return product
 
     def dense(self) -> Tensor:
         """The matrix itself, (D, D)."""
@@ -571,7 +619,7 @@ class FullCovariance(_RunningAverage):
             raise TypeError(
                 f"FullCovariance.{method}: {argument} must be a Tensor, got {type(tensor).__name__}"
             )
-        if tensor.dim() < 2 or tensor[:1].numel() not in (0, self.dim):
+        if tensor.dim() < 2 or math.prod(tensor.shape[1:]) != self.dim:
             raise ValueError(
                 f"FullCovariance.{method}: {argument} must be (N, *D) with {self.dim} numbers in "
                 f"one sample, got {tuple(tensor.shape)}"

@@ -79,16 +79,25 @@ def test_exponential_has_exact_lengths_and_the_correlation_of_channels():
 
 
 def test_projection_takes_the_negative_parts_of_the_spectrum_and_no_more():
-    covariance = CovarianceFunction(2, 4, 5)
-    covariance.update(smooth_images(2, 2, 4, 5))
-    before = covariance.values.clone()
-    after = covariance.project().values.clone()
-    assert not torch.allclose(before, after)
-    torch.testing.assert_close(covariance.project().values, after)  # a projection
+    covariance = CovarianceFunction(1, 4, 5)
+    covariance.update(smooth_images(2, 1, 4, 5))
+    before = torch.fft.fft2(covariance.values.roll((-3, -4), (2, 3)).double()).real
+    after = torch.fft.fft2(covariance.project().values.roll((-3, -4), (2, 3)).double()).real
+    assert before.min() < -0.1
+    torch.testing.assert_close(after, before.clamp(min=0), rtol=1e-5, atol=1e-5)
+
+
+def test_projection_leaves_what_is_positive_and_what_was_projected():
     positive = CovarianceFunction(2, 4, 5, unbiased=False)
     positive.update(smooth_images(2, 2, 4, 5))
-    # A periodic spectrum of the padded images: positive already.
+    # The spectrum of the padded images: positive already.
     torch.testing.assert_close(positive.values, copy.deepcopy(positive).project().values)
+    projected = CovarianceFunction(2, 4, 5)
+    projected.update(smooth_images(2, 2, 4, 5))
+    projected.project()
+    again = CovarianceFunction(2, 4, 5)
+    again.values.copy_(projected.values)
+    torch.testing.assert_close(again.project().values, projected.values)
 
 
 def test_taper_is_wendlands_function_and_the_product_a_short_one(monkeypatch):
@@ -140,9 +149,13 @@ def test_isotropic_is_the_mean_over_equal_rounded_lengths():
     torch.testing.assert_close(covariance.values, reference.transpose_covariance(covariance.values))
 
 
-@pytest.mark.parametrize("decay_length", [2.0, 30.0], ids=["circulant", "cholesky"])
-def test_samples_have_the_covariance(decay_length):
-    noise = CovarianceFunction.exponential(2, 5, 4, decay_length)
+@pytest.mark.parametrize("kind", ["periodic", "longer period", "cholesky"])
+def test_samples_have_the_covariance(kind):
+    noise = CovarianceFunction.exponential(2, 5, 4, 2.0 if kind == "periodic" else 6.0)
+    if kind == "cholesky":  # nothing is known of what lies further out
+        other = CovarianceFunction(2, 5, 4)
+        other.values.copy_(noise.values)
+        noise = other
     generator = torch.Generator().manual_seed(0)
     draws = noise.sample(40_001, generator)
     assert draws.shape == (40_001, 2, 5, 4)
@@ -152,7 +165,17 @@ def test_samples_have_the_covariance(decay_length):
     torch.testing.assert_close(rows.T @ rows / len(rows), sigma, rtol=0, atol=0.04)
     again = noise.sample(40_001, torch.Generator().manual_seed(0))
     assert torch.equal(draws, again)
-    assert noise._sampling_factor().is_complex() == (decay_length == 2.0)
+    factor = noise._sampling_factor()
+    assert factor.is_complex() == (kind != "cholesky")
+    assert (factor.shape[-1] > 7) == (kind != "periodic")
+
+
+def test_long_noise_on_large_images_and_in_inference_mode():
+    noise = CovarianceFunction.exponential(3, 48, 48, 16.0)
+    assert noise.sample(2).shape == (2, 3, 48, 48)
+    with torch.inference_mode():
+        inner = CovarianceFunction.exponential(1, 6, 6, 2.0)
+        assert inner.sample(3).isfinite().all()
 
 
 def test_samples_of_a_covariance_without_symmetry_under_reflection():
@@ -285,13 +308,13 @@ BAD = [
         r"CovarianceFunction.exponential: cross must be in \[-0.5, 1\], got -0.6",
     ),
     (lambda: NOISE(3, 3, 3, 2.0, cross=None), TypeError, "CovarianceFunction.exponential: cross"),
-    (lambda: NOISE(1, 3, 3, 2.0).sample(-1), ValueError, "CovarianceFunction.sample: samples must"),
-    (lambda: NOISE(1, 3, 3, 2.0).sample(1.5), TypeError, "CovarianceFunction.sample: samples must"),
+    (lambda: NOISE(1, 3, 3, 2.0).sample(-1), ValueError, "CovarianceFunction.sample: n must"),
+    (lambda: NOISE(1, 3, 3, 2.0).sample(1.5), TypeError, "CovarianceFunction.sample: n must"),
     (lambda: FUNCTION.sample(1), ValueError, "CovarianceFunction.sample: the covariance must be"),
     (
         lambda: FUNCTION.decay_length(),
         ValueError,
-        "CovarianceFunction.profile: the covariance must",
+        "CovarianceFunction.decay_length: the covariance",
     ),
     (
         lambda: NOISE(1, 3, 3, 2.0).product(torch.ones(1, 1, 3, 3, device="meta")),

@@ -12,12 +12,24 @@ from torch import nn
 
 import robustkern
 from robustkern import SGR, CovarianceFunction
-from robustkern.evaluation import deepfool_source, fgsm, fgsm_source, pgd, pgd_source
+from robustkern.evaluation import (
+    deepfool_source,
+    fgsm,
+    fgsm_source,
+    gradient_source,
+    pgd,
+    pgd_source,
+)
 
 KINDS = ["fgsm", "pgd", "deepfool"]
 
 
+ALL = [*KINDS, "gradient"]
+
+
 def make(kind, model):
+    if kind == "gradient":
+        return gradient_source(model)
     if kind == "deepfool":
         pytest.importorskip("foolbox", exc_type=ImportError)
         return deepfool_source(model, steps=5, candidates=3)
@@ -78,7 +90,7 @@ def test_deepfool_finds_the_distance_to_a_linear_boundary(p):
     torch.testing.assert_close(found, distance, rtol=0.02, atol=3e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("method", ["batch", "eval", "double_backward", "first_order"])
 def test_within_a_step_they_leave_everything_as_it_was(kind, method):
     """A step with the source is one whose covariance got the same perturbations from elsewhere."""
@@ -135,7 +147,7 @@ def test_an_error_leaves_everything_as_it_was(kind):
     assert torch.equal(random_state(), random)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_sgr_learns_their_covariance(kind):
     model = smooth(torch.float32, dropout=0.0)
     inputs, targets = batch(torch.float32)
@@ -182,3 +194,15 @@ def test_without_foolbox_deepfool_says_how_to_get_it(monkeypatch):
     )
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
         deepfool_source(nn.Flatten())
+
+
+@pytest.mark.parametrize("sign", [True, False])
+def test_gradient_source_is_the_gradient_at_the_predicted_labels(sign):
+    model = smooth(torch.float32)
+    inputs, _ = batch(torch.float32, samples=12)
+    found = gradient_source(model, sign=sign)(inputs, torch.full_like(inputs, torch.nan))
+    leaf = inputs.clone().requires_grad_()
+    outputs = copy.deepcopy(model).eval()(leaf)
+    loss = nn.functional.cross_entropy(outputs, predicted(model, inputs), reduction="sum")
+    (expected,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(found, expected.sign() if sign else expected)

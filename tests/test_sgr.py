@@ -101,6 +101,17 @@ def test_the_uncentred_term_is_eq_12(kind):
     assert not torch.isclose(found, centred, rtol=1e-3)
 
 
+def test_the_uncentred_term_is_standardized_with_the_covariance():
+    model, (x, y) = deep(), batch()
+    values = []
+    for scale in (1.0, 100.0):
+        draw = scale * (1 + torch.randn(6, *IMAGE, generator=torch.Generator().manual_seed(5)))
+        sigma = CovarianceFunction(*IMAGE).standardize(0.1)
+        penalty = SGR(1.0, sigma, source=lambda inputs, gradient, draw=draw: draw, mean=True)
+        values.append(penalty(model, x, y))
+    torch.testing.assert_close(*values, rtol=1e-4, atol=0)
+
+
 def test_first_order_follows_the_uncentred_term():
     model, (x, y) = deep(), batch()
     parameters = list(model.parameters())

@@ -9,7 +9,12 @@ give SGR the perturbations of an attack to learn from.
 from robustkern.evaluation.accuracy import RobustAccuracy, accuracy, robust_accuracy
 from robustkern.evaluation.attacks import evaluating, fgsm, pgd
 from robustkern.evaluation.lrc import lrc, lrc_accuracy
-from robustkern.evaluation.perturbations import deepfool_source, fgsm_source, pgd_source
+from robustkern.evaluation.perturbations import (
+    deepfool_source,
+    fgsm_source,
+    gradient_source,
+    pgd_source,
+)
 
 __all__ = [
     "RobustAccuracy",
@@ -18,6 +23,7 @@ __all__ = [
     "evaluating",
     "fgsm",
     "fgsm_source",
+    "gradient_source",
     "lrc",
     "lrc_accuracy",
     "pgd",

@@ -149,7 +149,7 @@ def lrc_accuracy(
 
     return tuple(
         tuple(measure(noise, strength) for strength in eps)
-        for noise in (_noise(inputs.to(place.device), length) for length in decay_lengths)
+        for noise in (_noise(inputs[:0].to(place.device), length) for length in decay_lengths)
     )
 
 

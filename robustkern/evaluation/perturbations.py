@@ -1,10 +1,10 @@
 """Where SGR's covariance may come from: perturbations by FGSM, PGD and DeepFool.
 
 A source is called as `source(inputs, gradient)` within `robustkern.backward` and returns
-perturbations of the inputs' shape, x_adv - x with x_adv in [0, 1]. The labels it attacks are the
-model's own predictions, so that no true label leaks into the covariance. It runs the model in eval
-mode and leaves modes, `.grad`, buffers and the random state as they were; its checks of the inputs
-make the host wait for the device.
+perturbations of the inputs' shape; those of attacks are x_adv - x with x_adv in [0, 1]. The labels
+it attacks are the model's own predictions, so that no true label leaks into the covariance. It runs
+the model in eval mode and leaves modes, `.grad`, buffers and the random state as they were; the
+attacks' checks of the inputs make the host wait for the device.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustkern.evaluation.attacks import _check, evaluating, fgsm, pgd
 
@@ -46,6 +47,29 @@ def fgsm_source(model: nn.Module, eps: float) -> Source:
         tensor(1)
     """
     return _source(model, lambda inputs, labels: fgsm(model, inputs, labels, eps))
+
+
+def gradient_source(model: nn.Module, *, sign: bool = True) -> Source:
+    """The gradient of the cross entropy at the predicted label, or its sign; one pass each way.
+
+    Args:
+        model: the network in training.
+        sign: of the gradient, in place of itself.
+
+    Returns:
+        A source for `SGR`. Its perturbations have no length of their own: standardize the
+        covariance.
+    """
+
+    def source(inputs: Tensor, gradient: Tensor) -> Tensor:
+        with evaluating(model), torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            outputs = model(leaf)
+            loss = F.cross_entropy(outputs, outputs.detach().argmax(1), reduction="sum")
+            (found,) = torch.autograd.grad(loss, leaf)
+        return found.sign() if sign else found
+
+    return source
 
 
 def pgd_source(

@@ -32,7 +32,8 @@ class SGR(Penalty):
             inputs and gradient, both (N, *D), and returns perturbations of their shape; or None for
             a covariance that stays as it is.
             The gradients of "sign" and "gradient" are those of the training loss, at the true
-            labels; `robustkern.evaluation` has sources that keep to predicted ones.
+            labels; `robustkern.evaluation` has sources that keep to predicted ones, for a pass or
+            more.
         update_every: training calls from one update of the covariance to the next.
         mean: add the uncentred term, with a running mean of the perturbations.
 
@@ -81,6 +82,8 @@ class SGR(Penalty):
         if not isinstance(mean, bool):
             raise TypeError(f"SGR: mean must be a bool, got {type(mean).__name__}")
         self.mean = RunningMean(covariance.dim, covariance.decay) if mean else None
+        if self.mean is not None:
+            self.mean.to(covariance.values.device)
         self.calls = 0
 
     def points(self, inputs: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -108,7 +111,8 @@ class SGR(Penalty):
         variance = 0.5 * self.covariance.form(gradient).mean()
         if self.mean is not None:
             rows = widen(gradient).flatten(1)
-            variance = variance + (rows @ self.mean.values.to(rows, copy=True)).mean()
+            mu = self.mean.values * self.covariance.amplitude()
+            variance = variance + (rows * mu.to(rows.dtype)).sum(1).mean()
         return self.weight * variance
 
     def get_extra_state(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Functions:
     radii: tuple[float, ...]
     within: tuple[float, ...]
     between: tuple[float, ...] | None
-    decay_length: float
+    decay_length: float | None  # none: it does not fall to 1/e within the image
 
 
 def covariance_report(
@@ -174,7 +175,7 @@ def covariance_table(content: Mapping[str, Any]) -> str:
     rows = [
         [
             path,
-            *(f"{curves['decay_length']:.2f}" for curves in network["covariances"].values()),
+            *(_pixels(curves["decay_length"]) for curves in network["covariances"].values()),
             *map(percent, network["lrc_accuracy"]["eps"]),
         ]
         for path, network in networks.items()
@@ -248,12 +249,17 @@ def _functions(covariance: CovarianceFunction) -> Functions:
     within = values.diagonal().mean(1)
     between = (values.sum((0, 1)) - values.diagonal().sum(1)) / max(channels * (channels - 1), 1)
     flat = not within[0] > 0  # a network that no perturbation moves has none
+    length = 0.0 if flat else covariance.decay_length()
     return Functions(
         tuple(radii.tolist()),
         tuple(within.tolist()),
         tuple(between.tolist()) if channels > 1 else None,
-        0.0 if flat else covariance.decay_length(),
+        length if math.isfinite(length) else None,
     )
+
+
+def _pixels(length: float | None) -> str:
+    return "beyond" if length is None else f"{length:.2f}"
 
 
 def _matrix(covariance: CovarianceFunction) -> Tensor:
@@ -291,7 +297,7 @@ def _plot_functions(functions: Mapping[str, Mapping[str, Functions]], path: Path
         for axes, kind in zip(axes_row, ("within", "between"), strict=False):
             for source, curves in of_model.items():
                 values = torch.tensor(getattr(curves, kind))
-                label = f"{source}, decay length {curves.decay_length:.1f}"
+                label = f"{source}, decay length {_pixels(curves.decay_length)}"
                 scale = curves.within[0] or 1.0
                 style = "--" if source == _DATA else "-"
                 axes.plot(curves.radii, (values / scale).tolist(), style, label=label)

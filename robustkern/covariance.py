@@ -457,12 +457,7 @@ class CovarianceFunction(_RunningAverage):
         """
         self._check_written("profile")
         lengths = _lengths(self.values)
-        ring, count = _rings(lengths)
-        zero = lengths.new_zeros(len(count))
-        radii = zero.index_add(0, ring.flatten(), lengths.flatten()) / count
-        flat = self.values.flatten(2)
-        sums = flat.new_zeros(*flat.shape[:2], len(count)).index_add(2, ring.flatten(), flat)
-        return radii, sums / count
+        return _ring_means(lengths), _ring_means(self.values)
 
     def decay_length(self) -> float:
         """Where the covariance within channels has fallen to 1/e of its value at zero, in pixels.
@@ -658,20 +653,23 @@ def _lengths(values: Tensor) -> Tensor:
     return torch.hypot(y[:, None].float(), x[None, :].float())
 
 
-def _rings(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of each displacement's ring, its length rounded, and the rings' sizes."""
-    ring = lengths.round().long()
-    rows, columns = (size // 2 for size in lengths.shape)
-    sizes = lengths.new_zeros(round(math.hypot(rows, columns)) + 1)  # known without waiting
-    return ring, sizes.index_add(0, ring.flatten(), torch.ones_like(lengths).flatten())
+def _rings(values: Tensor) -> Tensor:
+    """The number of each displacement's ring: its length rounded."""
+    return _lengths(values).round().long()
+
+
+def _ring_means(values: Tensor) -> Tensor:
+    """The mean of (.., 2H-1, 2W-1) over each ring, (.., R)."""
+    ring = _rings(values).flatten()
+    rows, columns = (size // 2 for size in values.shape[-2:])
+    zeros = values.new_zeros(*values.shape[:-2], round(math.hypot(rows, columns)) + 1)
+    sizes = zeros.index_add(-1, ring, torch.ones_like(values).flatten(-2))
+    return zeros.index_add(-1, ring, values.flatten(-2)) / sizes
 
 
 def _isotropic(values: Tensor) -> Tensor:
     """The mean over displacements of equal rounded length (Eq. 16), for each pair of channels."""
-    ring, count = _rings(_lengths(values))
-    flat = values.flatten(2)
-    sums = flat.new_zeros(*flat.shape[:2], len(count)).index_add(2, ring.flatten(), flat)
-    means = (sums / count)[..., ring]
+    means = _ring_means(values)[..., _rings(values)]
     return (means + means.transpose(0, 1)) / 2
 
 

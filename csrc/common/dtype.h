@@ -23,7 +23,7 @@ using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // Calls body with a factor for elements in their Wide type, or in double where it is too large: a
 // zero times infinity must not become NaN.
 template <class T, class Body>
-C10_HOST_DEVICE void with_factor(double factor, Body body) {
+void with_factor(double factor, Body body) {
   if (std::abs(factor) <= std::numeric_limits<Wide<T>>::max()) {
     body(static_cast<Wide<T>>(factor));
   } else {

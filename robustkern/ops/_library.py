@@ -24,12 +24,15 @@ def define(
     fake: Callable[..., Any],
     save: Callable[..., None],
     backward: Formula,
+    forward: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> None:
     """Make `torch.ops.robustkern.<name>`.
 
     The reference answers on every device that has no kernel of its own; compiled kernels register
     themselves per device. `save(ctx, arguments, output)` keeps what `backward(ctx, *cotangents)`
     needs; it returns one cotangent for each tensor argument, and None for each other argument.
+    Where autograd records, `forward(*arguments)` may take the kernel's place: it returns the op's
+    output and what it made on the way, and `save` is given all of it.
     """
     name = schema.split("(")[0]
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
@@ -45,10 +48,10 @@ def define(
     class Node(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
-            output = below_autograd(keyset, arguments)
+            made = forward(*arguments) if forward else below_autograd(keyset, arguments)
             # The dispatcher drops trailing arguments that have their default value.
-            save(ctx, (*arguments, *defaults[len(arguments) :]), output)
-            return output
+            save(ctx, (*arguments, *defaults[len(arguments) :]), made)
+            return made[0] if forward else made
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Any) -> Any:

@@ -15,4 +15,4 @@ def covariance_product(gradient: Tensor, covariance: Tensor) -> Tensor:
 
 def transpose_covariance(covariance: Tensor) -> Tensor:
     """The array of Sigma^T: K[c', c, -d]. Sigma is symmetric exactly when this changes nothing."""
-    return covariance.transpose(0, 1).flip(2, 3).contiguous()
+    return covariance.transpose(0, 1).flip(2, 3)

@@ -19,7 +19,7 @@ from robustkern.training.covariance import (
 from robustkern.training.data import NAMES
 from robustkern.training.demo import demo
 from robustkern.training.models import MODELS
-from robustkern.training.penalty import DEFAULTS
+from robustkern.training.penalty import DEFAULTS, SOURCES
 from robustkern.training.session import Options, accuracy_table, evaluate, train
 from robustkern.training.trainer import OPTIMIZERS, PRECISIONS
 
@@ -200,7 +200,7 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
         kept = {key: options[name] for key, options in DEFAULTS.items() if name in options}
         alike = len(set(kept.values())) == 1
         texts = [f"{value}" if alike else f"{key} {value}" for key, value in kept.items()]
-        if more.get("nargs") != 0:
+        if more.get("nargs") != 0 and None not in kept.values():
             text += f" (default: {texts[0] if alike else ', '.join(texts)})"
         group.add_argument(
             flag, action=_SetPenaltyOption, default=argparse.SUPPRESS, help=text, **more
@@ -214,8 +214,16 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
     option(
         "--source",
-        "of SGR's covariance: the gradients or their signs",
-        choices=("sign", "gradient"),
+        "of SGR's covariance: the gradients, their signs, or an attack at predicted labels",
+        choices=SOURCES,
+    )
+    option("--attack-eps", "largest change of a pixel by the sources fgsm and pgd", type=float)
+    option(
+        "--standardize",
+        "set the mean variance of SGR's covariance to a number, or to that of the training images "
+        "(data): its weight is a noise-to-signal ratio then",
+        type=_variance,
+        metavar="VARIANCE",
     )
     option("--decay", "of SGR's running covariance", type=float)
     option("--update-every", "steps between updates of SGR's covariance", type=int)
@@ -287,13 +295,20 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"must be numbers or fractions, got {text}") from error
 
 
+def _variance(text: str) -> float | str:
+    return text if text == "data" else _positive(text, "'data'")
+
+
 def _shift(text: str) -> float | str:
-    if text == "auto":
-        return text
+    return text if text == "auto" else _positive(text, "'auto'")
+
+
+def _positive(text: str, word: str) -> float:
+    """A positive number, where a word may stand as well."""
     try:
-        shift = float(text)
+        number = float(text)
     except ValueError:
-        shift = 0.0
-    if not 0 < shift < math.inf:
-        raise argparse.ArgumentTypeError(f"must be 'auto' or a positive number, got {text}")
-    return shift
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be {word} or a positive number, got {text}")
+    return number

@@ -118,6 +118,15 @@ def test_errors_are_named_without_a_traceback(tmp_path, capsys, arguments, messa
     assert error_of(capsys) == message
 
 
+def test_sgr_learns_from_an_attack(tmp_path):
+    sgr = ["--source", "pgd", "--attack-eps", "0.05", "--standardize", "data", "--weight", "0.5"]
+    assert main(train_arguments(tmp_path, "--penalty", "sgr", *sgr)) == 0
+    content = load_checkpoint(tmp_path / "checkpoint.pt")
+    (spec,) = content["options"]["penalties"]
+    assert (spec["source"], spec["attack_eps"], spec["standardize"]) == ("pgd", 0.05, "data")
+    assert 0 < content["trainer"]["penalty"]["covariance.average"][0, 0, 7, 7] < 0.05**2
+
+
 def test_debug_raises_the_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^load: data file none.npz does not exist$"):
         main(train_arguments(tmp_path, "--data", "none.npz", "--debug"))
@@ -138,6 +147,11 @@ def test_an_interruption_is_no_traceback(tmp_path, capsys, monkeypatch):
         (
             ["train", "--weight", "1"],
             "robustkern train: error: --weight must follow the --penalty that it belongs to",
+        ),
+        (
+            ["train", "--penalty", "sgr", "--standardize", "0"],
+            "robustkern train: error: argument --standardize: must be 'data' or a positive number, "
+            "got 0",
         ),
         (
             ["evaluate", "x", "--eps", "a,b"],

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import robustkern
-from robustkern.evaluation import accuracy, pgd
+from robustkern import functional
+from robustkern.evaluation import accuracy, deepfool_source, fgsm_source, pgd, pgd_source
 from robustkern.training import Dataset, Options, Trainer, evaluate, load, train
 from robustkern.training.checkpoint import load_checkpoint
 from robustkern.training.models import Normalize, ResNet, pixel_statistics
@@ -118,6 +119,50 @@ def test_penalties_from_options():
 def test_a_bad_penalty_is_named(spec, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ScheduledPenalty([spec], (1, 8, 8))
+
+
+def attack(source):
+    if source == "deepfool":
+        pytest.importorskip("foolbox", exc_type=ImportError)
+    return source
+
+
+@pytest.mark.parametrize("source", ["fgsm", "pgd", "deepfool"])
+def test_sgr_learns_from_an_attack_of_the_model_in_training(small, source):
+    model, inputs = network(), small.x_train[:8]
+    expected = {
+        "fgsm": lambda: fgsm_source(model, 0.05),
+        "pgd": lambda: pgd_source(model, 0.05),
+        "deepfool": lambda: deepfool_source(model),
+    }
+    spec = {"name": "sgr", "source": attack(source), "attack_eps": 0.05}
+    penalty = ScheduledPenalty([spec], small.shape, model=model).penalty
+    for parameter in model.parameters():  # it attacks what the model has become
+        parameter.data.mul_(1.1)
+    penalty.points(inputs, torch.full_like(inputs, torch.nan))
+    found = functional.autocovariance(expected[source]()(inputs, inputs))
+    assert torch.equal(penalty.covariance.values, found)
+
+
+@pytest.mark.parametrize("variance", [0.25, "data"])
+def test_sgr_is_standardized(small, variance):
+    spec = {"name": "sgr", "standardize": variance}
+    penalty = ScheduledPenalty([spec], small.shape, images=small.x_train).penalty
+    penalty.points(small.x_train, small.x_train)
+    expected = small.x_train.var(0).mean().item() if variance == "data" else variance
+    assert penalty.covariance.dense().diagonal().mean().item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"source": "pgd"}, "model must be given for source pgd, got None"),
+        ({"standardize": "data"}, "images must be given for standardize data, got None"),
+    ],
+)
+def test_what_sgr_lacks_is_named(option, message):
+    with pytest.raises(ValueError, match=f"^ScheduledPenalty: {message}$"):
+        ScheduledPenalty([{"name": "sgr", **option}], (1, 8, 8))
 
 
 def test_augment_shifts_and_mirrors():
@@ -309,6 +354,19 @@ def options(folder, **changes):
         device="cpu",
     )
     return dataclasses.replace(run, **changes)
+
+
+@pytest.mark.usefixtures("dropout_factory")
+@pytest.mark.parametrize("source", ["fgsm", "pgd", "deepfool"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "float64"])
+def test_a_run_with_an_attack_as_source_is_resumed(tmp_path, source, precision):
+    sgr = {"name": "sgr", "source": attack(source), "standardize": "data", "update_every": 3}
+    changes = {"penalties": [sgr], "epochs": 2, "precision": precision}
+    whole = load_checkpoint(train(options(tmp_path / "whole", **changes)))
+    train(options(tmp_path / "parts", **(changes | {"epochs": 1})))
+    parts = load_checkpoint(train(options(tmp_path / "parts", **changes), resume=True))
+    assert same(parts["trainer"], whole["trainer"])
+    assert parts["trainer"]["penalty"]["covariance.updates"] > 0
 
 
 @pytest.mark.usefixtures("dropout_factory")

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
+
 from robustkern.covariance import CovarianceFunction
+from robustkern.evaluation import deepfool_source, fgsm_source, pgd_source
+from robustkern.evaluation.perturbations import Source
 from robustkern.penalties import CURE, SGR, GradientPenalty, Lazy, LipschitzPenalty, Penalty, Sum
 from robustkern.training.models import Shape
 from robustkern.training.schedules import Schedule
@@ -21,8 +25,23 @@ DEFAULTS: dict[str, Options] = {
     "gn": {"weight": "1", "every": 1},
     "tv": {"weight": "0.1", "p": 2.0, "every": 1},
     "lipschitz": {"weight": "0.1", "p": 2.0, "every": 1},
-    "sgr": {"weight": "1", "source": "sign", "decay": 0.1, "update_every": 1, "every": 1},
+    "sgr": {
+        "weight": "1",
+        "source": "sign",
+        "attack_eps": 0.1,
+        "standardize": None,
+        "decay": 0.1,
+        "update_every": 1,
+        "every": 1,
+    },
 }
+# Where SGR's perturbations come from: the step's own gradients, or an attack of a model.
+_ATTACKS: dict[str, Callable[[nn.Module, float], Source]] = {
+    "fgsm": fgsm_source,
+    "pgd": pgd_source,
+    "deepfool": lambda model, eps: deepfool_source(model),
+}
+SOURCES = ("sign", "gradient", *_ATTACKS)
 
 
 def _cure(options: Options, anchored: bool) -> Penalty:
@@ -34,19 +53,32 @@ def _cure(options: Options, anchored: bool) -> Penalty:
     )
 
 
-def _sgr(options: Options, shape: Shape) -> Penalty:
+def _sgr(options: Options, shape: Shape, model: nn.Module | None, images: Tensor | None) -> Penalty:
+    source = options["source"]
+    if source in _ATTACKS:
+        if model is None:
+            raise ValueError(f"ScheduledPenalty: model must be given for source {source}, got None")
+        source = _ATTACKS[source](model, options["attack_eps"])
     covariance = CovarianceFunction(*shape, decay=options["decay"])
-    return SGR(0.0, covariance, options["source"], options["update_every"])
+    variance = options["standardize"]
+    if variance == "data":
+        if images is None:
+            raise ValueError(
+                "ScheduledPenalty: images must be given for standardize data, got None"
+            )
+        variance = images.var(0).mean()
+    if variance is not None:
+        covariance.standardize(variance)
+    return SGR(0.0, covariance, source, options["update_every"])
 
 
 # Weight and h are set by their schedules.
-_MAKE: dict[str, Callable[[Options, Shape], Penalty]] = {
-    "cure": lambda options, shape: _cure(options, anchored=False),
-    "anchored-cure": lambda options, shape: _cure(options, anchored=True),
-    "gn": lambda options, shape: GradientPenalty(0.0, p=2, power=2),
-    "tv": lambda options, shape: GradientPenalty(0.0, p=options["p"], power=1),
-    "lipschitz": lambda options, shape: LipschitzPenalty(0.0, p=options["p"]),
-    "sgr": _sgr,
+_MAKE: dict[str, Callable[[Options], Penalty]] = {
+    "cure": lambda options: _cure(options, anchored=False),
+    "anchored-cure": lambda options: _cure(options, anchored=True),
+    "gn": lambda options: GradientPenalty(0.0, p=2, power=2),
+    "tv": lambda options: GradientPenalty(0.0, p=options["p"], power=1),
+    "lipschitz": lambda options: LipschitzPenalty(0.0, p=options["p"]),
 }
 
 
@@ -57,9 +89,13 @@ class ScheduledPenalty:
         specs: for each penalty its `name` and any of its options in `DEFAULTS`; `weight` and `h`
             are texts that `Schedule.parse` reads. The penalty `none` adds nothing.
         shape: (C, H, W) of an image.
+        model: the network in training, which the SGR sources `fgsm`, `pgd` and `deepfool` attack.
+        images: (N, C, H, W), the training images, whose variance SGR's `standardize` `data` takes.
 
     Raises:
-        ValueError: an unknown penalty, an option that it does not have, or a value out of range.
+        ImportError: foolbox is missing, which `deepfool` needs.
+        ValueError: an unknown penalty, an option that it does not have, a value out of range, or
+            no model or images where they are needed.
 
     Attributes:
         penalty: the penalty, or None when there is nothing to add.
@@ -74,9 +110,16 @@ class ScheduledPenalty:
 
     penalty: Penalty | None
 
-    def __init__(self, specs: Sequence[Options], shape: Shape) -> None:
+    def __init__(
+        self,
+        specs: Sequence[Options],
+        shape: Shape,
+        *,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+    ) -> None:
         self._schedules: list[tuple[Penalty, str, Schedule]] = []
-        terms = [self._term(spec, shape) for spec in specs if spec["name"] != "none"]
+        terms = [self._term(spec, shape, model, images) for spec in specs if spec["name"] != "none"]
         self.penalty = None if not terms else terms[0] if len(terms) == 1 else Sum(*terms)
 
     def set_epoch(self, epoch: float) -> None:
@@ -84,7 +127,9 @@ class ScheduledPenalty:
         for penalty, attribute, schedule in self._schedules:
             setattr(penalty, attribute, schedule(epoch))
 
-    def _term(self, spec: Options, shape: Shape) -> Penalty:
+    def _term(
+        self, spec: Options, shape: Shape, model: nn.Module | None, images: Tensor | None
+    ) -> Penalty:
         name = spec["name"]
         if name not in DEFAULTS:
             raise ValueError(
@@ -97,7 +142,8 @@ class ScheduledPenalty:
                 f"got {', '.join(strange)}"
             )
         options = {**DEFAULTS[name], **spec}
-        penalty = _MAKE[name](options, shape)
+        make = _MAKE.get(name)
+        penalty = make(options) if make else _sgr(options, shape, model, images)
         for attribute in ("weight", "h"):
             if attribute in options:
                 schedule = Schedule.parse(f"{name}'s {attribute}", options[attribute])

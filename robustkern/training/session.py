@@ -95,7 +95,7 @@ def train(options: Options, *, resume: bool = False) -> Path:
     trainer = Trainer(
         model,
         data,
-        ScheduledPenalty(options.penalties, data.shape),
+        ScheduledPenalty(options.penalties, data.shape, model=model, images=data.x_train),
         optimizer=options.optimizer,
         lr=Schedule.parse("lr", options.lr),
         momentum=options.momentum,

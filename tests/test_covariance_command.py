@@ -71,6 +71,26 @@ def test_pictures_and_numbers(runs, tmp_path, capsys):
     assert place == f"pictures and numbers are in {output}"
 
 
+def test_samples_show_the_noise_and_the_attacks(runs, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "robustkern.training.covariance._plot_samples", lambda rows, *_: drawn.update(rows)
+    )
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    covariance_report(
+        runs, test_size=8, attack_eps=0.1, eps=[0.2], decay_lengths=[1.0, 4.0], draws=1,
+        device="cpu", output=tmp_path,
+    )  # fmt: skip
+    attacked = ["FGSM, plain", "PGD, plain", "FGSM, noisy", "PGD, noisy"]
+    assert list(drawn) == ["clean", "noise, 1 px", "noise, 4 px", *attacked]
+    clean = drawn["clean"]
+    assert torch.equal(clean, load("digits").x_test[:8])
+    for name in attacked:
+        assert (drawn[name] - clean).abs().max() == pytest.approx(0.1)
+    assert not torch.equal(drawn["FGSM, plain"], drawn["FGSM, noisy"])
+    assert (drawn["noise, 1 px"] - clean).abs().max() > 0.2
+
+
 def test_batches_change_nothing_and_colour_has_curves_between_channels(tmp_path):
     digits = load("digits").first(200, 60)
     tint = torch.tensor([1.0, 0.8, 0.5]).view(3, 1, 1)

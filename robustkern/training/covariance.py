@@ -28,6 +28,7 @@ from robustkern.training.trainer import Advance
 DECAY_LENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 EPS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 _DATA = "data"
+_SHOWN = 8  # images in the picture of samples
 _PATCH = 32  # pixels a side of which the matrix is drawn: a thousand rows, as a screen has
 
 
@@ -126,6 +127,7 @@ def covariance_report(
                 batch_size=batch_size,
                 advance=bar.update,
             )
+    samples = _samples(images, middle[0], decay_lengths, models, sources, seed)
     functions = {
         path: {source: _functions(covariance) for source, covariance in of_model.items()}
         for path, of_model in found.items()
@@ -154,7 +156,7 @@ def covariance_report(
     write_json(folder / "covariance.json", content)
     _plot_matrices(found, folder / "matrices.png")
     _plot_functions(functions, folder / "functions.png")
-    _plot_samples(images, middle[0], decay_lengths, seed, folder / "samples.png")
+    _plot_samples(samples, middle[0], radius, folder / "samples.png")
     _plot_accuracy(content, folder / "accuracy.png")
     return content
 
@@ -310,23 +312,43 @@ def _plot_functions(functions: Mapping[str, Mapping[str, Functions]], path: Path
     _save(figure, path)
 
 
-def _plot_samples(
-    images: Dataset, eps: float, decay_lengths: Sequence[float], seed: int, path: Path
-) -> None:
-    shown = images.x_test[:4]
-    figure, grid = _figure(len(shown), 1 + len(decay_lengths), 1.5)
-    columns = [("clean", shown)]
+def _samples(
+    images: Dataset,
+    eps: float,
+    decay_lengths: Sequence[float],
+    models: Mapping[str, nn.Module],
+    sources: Mapping[str, Mapping[str, Source]],
+    seed: int,
+) -> list[tuple[str, Tensor]]:
+    """The same few images clean, with noise of each decay length, and as each source has them."""
+    clean = images.x_test[:_SHOWN]
+    rows = [("clean", clean)]
     for length in decay_lengths:
         noise = CovarianceFunction.exponential(*images.shape, length)
-        xi = noise.sample(len(shown), torch.Generator().manual_seed(seed))
-        columns.append((f"{length:g} pixels", (shown + eps * xi).clamp(0, 1)))
-    for (title, samples), axes_column in zip(columns, grid.T, strict=True):
-        axes_column[0].set_title(title)
-        for sample, axes in zip(samples, axes_column, strict=True):
+        xi = noise.sample(len(clean), torch.Generator().manual_seed(seed))
+        rows.append((f"noise, {length:g} px", (clean + eps * xi).clamp(0, 1)))
+    for path, of_model in sources.items():
+        inputs = clean.to(next(models[path].parameters()))
+        for name, source in of_model.items():
+            attacked = inputs + source(inputs, inputs)
+            rows.append((f"{name}, {_short(path)}", attacked.to(clean)))
+    return rows
+
+
+def _plot_samples(
+    rows: Sequence[tuple[str, Tensor]], eps: float, attack_eps: float, path: Path
+) -> None:
+    figure, grid = _figure(len(rows), len(rows[0][1]), 1.2)
+    for (name, samples), axes_row in zip(rows, grid, strict=True):
+        axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for sample, axes in zip(samples, axes_row, strict=True):
             pixels = sample.permute(1, 2, 0) if len(sample) == 3 else sample[0]
             axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
-            axes.set_axis_off()
-    figure.suptitle(f"long-range-correlated noise, eps {eps:g}, by decay length")
+            axes.set_xticks([])
+            axes.set_yticks([])
+    figure.suptitle(
+        f"long-range-correlated noise, eps {eps:g}, by decay length; attacks, eps {attack_eps:g}"
+    )
     _save(figure, path)
 
 

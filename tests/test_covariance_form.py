@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from conformance import DTYPES, accumulation, bitwise_with_threads, layouts, relative_error, sample
@@ -14,6 +17,7 @@ from covariances import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustkern import functional, reference
+from robustkern.ops._library import kernel_of
 
 # Where autograd records, the form comes from the product that its derivative needs.
 recorded_or_not = pytest.mark.parametrize("requires_grad", [False, True], ids=["form", "recorded"])
@@ -162,6 +166,32 @@ def test_a_half_precision_derivative_is_rounded_once(dtype):
 def test_recorded_values_repeat_bit_by_bit(shape):
     g, k = sample(shape, torch.float32), covariance_of(shape, torch.float32)
     assert bitwise_with_threads(lambda: form(g, k, requires_grad=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
+@pytest.mark.skipif(kernel_of("covariance_form", "CPU") != "C++", reason="is about C++ kernels")
+@pytest.mark.parametrize("shape", [(2, 16, 64, 64), (2, 3, 224, 224)], ids=str)
+def test_memory_is_linear_in_pixels(shape):
+    """The matrices would have 16 and 84 GiB."""
+    script = f"""
+import torch
+from pathlib import Path
+from robustkern import functional
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+_, channels, height, width = shape = {shape}
+g = torch.randn(shape).requires_grad_()
+k = torch.randn(channels, channels, 2 * height - 1, 2 * width - 1)
+before = peak()
+functional.covariance_form(g.detach(), k)
+functional.covariance_form(g, k).sum().backward()
+print((peak() - before) / (g.nbytes + k.nbytes))
+"""
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert 0.5 < float(run.stdout) < 8
 
 
 class TestForm(CovarianceOpTests):

@@ -1,105 +1,22 @@
-"""Running covariances of perturbations: the state that SGR learns (Roth et al. 2018, Eq. 14-16)."""
+"""The covariance of image perturbations over pixel displacements (Roth et al. 2018, Eq. 16)."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 
 from robustkern import functional
-from robustkern.reference.samples import sample_sum, widen
+from robustkern.covariance import displacements
+from robustkern.covariance.running import RunningAverage, check_size
+from robustkern.reference.samples import widen
 
-__all__ = ["CovarianceFunction", "FullCovariance"]
-
-_Running = TypeVar("_Running", bound="_RunningAverage")
 _ROUNDING = 1e-6  # of the largest eigenvalue: below it a negative one is the values' rounding
 _CHOLESKY_LIMIT = 4096  # numbers in a sample whose matrix is factored: 128 MB, a second or two
 
 
-class _RunningAverage(nn.Module):
-    """A moving average, in float32 whatever the model's dtype; the first update is taken whole."""
-
-    values: Tensor
-    updates: Tensor
-
-    def __init__(self, shape: tuple[int, ...], decay: float) -> None:
-        super().__init__()
-        name = type(self).__name__
-        if isinstance(decay, bool) or not isinstance(decay, int | float):
-            raise TypeError(f"{name}: decay must be a number, got {type(decay).__name__}")
-        if not 0 < decay <= 1:
-            raise ValueError(f"{name}: decay must be in (0, 1], got {decay!r}")
-        self.decay = decay
-        self.register_buffer("values", torch.zeros(shape, dtype=torch.float32))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self._written = False
-
-    def _average(self, running: Tensor, estimate: Tensor, samples: int, strict: bool) -> None:
-        """Move the running values towards the mean of all ranks' estimates."""
-        estimate = estimate.to(running.dtype)
-        if distributed.is_available() and distributed.is_initialized():
-            total = torch.cat([estimate.flatten() * samples, estimate.new_full((1,), samples)])
-            distributed.all_reduce(total)
-            estimate = (total[:-1] / total[-1]).view_as(estimate)
-        finite = estimate.isfinite().all()
-        if strict and not finite:
-            raise ValueError(
-                f"{type(self).__name__}.update: perturbation must be finite, "
-                f"got {samples} samples with NaN or infinity among them"
-            )
-        # All on the device: an update that is not strict waits for nothing.
-        newest = torch.where(finite, estimate, running)
-        share = torch.where(self.updates == 0, 1.0, self.decay).to(running.dtype)
-        running.lerp_(newest, share)
-        self.updates += finite
-        self._written = True
-
-    def _has_values(self) -> bool:
-        """Whether anything was ever written; until then, this waits for the device."""
-        if not self._written and not self.values.is_meta:
-            self._written = bool((self.values != 0).any() | (self.updates > 0))
-        return self._written or self.values.is_meta
-
-    def amplitude(self) -> Tensor | float:
-        """By how much the noise is larger than the perturbations: see `standardize`."""
-        return 1.0
-
-    def _check_written(self, method: str) -> None:
-        if not self._has_values():
-            raise ValueError(
-                f"{type(self).__name__}.{method}: the covariance must be updated first, "
-                "got none so far"
-            )
-
-    def _values_for(self, gradient: Tensor) -> Tensor:
-        # A graph keeps its own copy: the next update writes into the values.
-        return self.values.to(widen(gradient).dtype, copy=gradient.requires_grad)
-
-    def _apply(self: _Running, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Running:
-        def moved(tensor: Tensor) -> Tensor:
-            # Half a model's precision is not enough for an average: only the device is taken.
-            other = fn(tensor)
-            return other if other.dtype == tensor.dtype else tensor.to(other.device)
-
-        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-
-class RunningMean(_RunningAverage):
-    """The mean of perturbations, (D,), that the uncentred SGR has besides (Eq. 12)."""
-
-    def __init__(self, dim: int, decay: float) -> None:
-        super().__init__((dim,), decay)
-
-    @torch.no_grad()
-    def update(self, perturbation: Tensor) -> None:
-        """Move it towards the mean of a batch, over all ranks; one not finite is left out."""
-        mean = widen(perturbation).flatten(1).mean(0)
-        self._average(self.values, mean, len(perturbation), strict=False)
-
-
-class CovarianceFunction(_RunningAverage):
+class CovarianceFunction(RunningAverage):
     r"""The covariance of image perturbations as a function of pixel displacement (Eq. 16).
 
     `values` is K, (C, C, 2H-1, 2W-1) float32, with displacement zero at [H-1, W-1]. It stands for
@@ -144,7 +61,7 @@ class CovarianceFunction(_RunningAverage):
         isotropic: bool = False,
     ) -> None:
         for name, size in (("channels", channels), ("height", height), ("width", width)):
-            _check_size("CovarianceFunction", name, size)
+            check_size("CovarianceFunction", name, size)
         super().__init__((channels, channels, 2 * height - 1, 2 * width - 1), decay)
         self.channels, self.height, self.width = channels, height, width
         self.dim = channels * height * width
@@ -198,7 +115,7 @@ class CovarianceFunction(_RunningAverage):
         if not least <= cross <= 1:
             raise ValueError(f"{name}: cross must be in [{least:.3g}, 1], got {cross!r}")
         between = torch.full((channels, channels), float(cross)).fill_diagonal_(1.0)
-        within = torch.exp(-_lengths(found.values) / decay_length)
+        within = torch.exp(-displacements.lengths(found.values) / decay_length)
         found.values.copy_(between[:, :, None, None] * within)
         found.updates.fill_(1)
         found._law = float(decay_length), float(cross)
@@ -223,7 +140,7 @@ class CovarianceFunction(_RunningAverage):
             raise ValueError("CovarianceFunction.update: perturbation must not be empty, got N = 0")
         estimate = functional.autocovariance(perturbation, self.unbiased)
         if self.isotropic:
-            estimate = _isotropic(estimate)
+            estimate = displacements.isotropic(estimate)
         running = self.values if self.average is None else self.average
         self._average(running, estimate, len(perturbation), strict)
         self._make_values()
@@ -295,9 +212,9 @@ class CovarianceFunction(_RunningAverage):
             return
         made = self.average
         if self.projected:
-            made = _projected(made)
+            made = displacements.projected(made)
         if self.radius is not None:
-            r = (_lengths(made) / self.radius).clamp(max=1)
+            r = (displacements.lengths(made) / self.radius).clamp(max=1)
             made = made * ((1 - r) ** 4 * (4 * r + 1))
         if self.variance is not None:
             mean = self._variance(made)
@@ -413,7 +330,7 @@ class CovarianceFunction(_RunningAverage):
 
     def _make_sampling_factor(self) -> Tensor:
         for values in self._continued():
-            eigenvalues, vectors = torch.linalg.eigh(_spectrum(values.double()))
+            eigenvalues, vectors = torch.linalg.eigh(displacements.spectrum(values.double()))
             if eigenvalues.min() >= -_ROUNDING * eigenvalues.abs().max():
                 roots: Tensor = vectors * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
                 return roots.movedim((0, 1), (2, 3)).to(torch.complex64)
@@ -456,8 +373,8 @@ class CovarianceFunction(_RunningAverage):
             ValueError: before the first update.
         """
         self._check_written("profile")
-        lengths = _lengths(self.values)
-        return _ring_means(lengths), _ring_means(self.values)
+        lengths = displacements.lengths(self.values)
+        return displacements.ring_means(lengths), displacements.ring_means(self.values)
 
     def decay_length(self) -> float:
         """Where the covariance within channels has fallen to 1/e of its value at zero, in pixels.
@@ -529,115 +446,6 @@ class CovarianceFunction(_RunningAverage):
         )
 
 
-class FullCovariance(_RunningAverage):
-    """The whole covariance matrix of perturbations, for inputs of low dimension (Eq. 15).
-
-    `values` is (D, D) float32, over samples flattened in row-major order.
-
-    Args:
-        dim: D, numbers in one sample.
-        decay: share of the newest update (Eq. 14).
-
-    Raises:
-        TypeError: for an argument of another type.
-        ValueError: for a dim below 1, or a decay outside (0, 1].
-    """
-
-    def __init__(self, dim: int, decay: float = 0.1) -> None:
-        _check_size("FullCovariance", "dim", dim)
-        super().__init__((dim, dim), decay)
-        self.dim = dim
-
-    @torch.no_grad()
-    def update(self, perturbation: Tensor, *, strict: bool = True) -> None:
-        r"""Move the running values towards the second moment of a batch, over all ranks.
-
-        Args:
-            perturbation: (N, \*D), floating, N at least 1. Ranks may have different N.
-            strict: refuse a batch that is not finite; see `CovarianceFunction.update`.
-
-        Raises:
-            ValueError: for another number of elements, or a batch that is not finite; the running
-                values are then as they were.
-        """
-        rows = self._rows("update", "perturbation", perturbation)
-        if not len(rows):
-            raise ValueError("FullCovariance.update: perturbation must not be empty, got N = 0")
-        with torch.autocast(rows.device.type, enabled=False):
-            moment = rows.T @ rows / len(rows)
-        self._average(self.values, moment, len(rows), strict)
-
-    def product(self, gradient: Tensor) -> Tensor:
-        r""":math:`\Sigma g`, in the shape and dtype of `gradient` (N, \*D); differentiable.
-
-        Args:
-            gradient: (N, \*D), floating.
-
-        Returns:
-            (N, \*D).
-
-        Raises:
-            ValueError: for another number of elements, or before the first update.
-        """
-        rows = self._rows("product", "gradient", gradient)
-        self._check_written("product")
-        product = self._times(rows)
-        return product.reshape(gradient.shape).to(gradient.dtype)
-
-    def form(self, gradient: Tensor) -> Tensor:
-        r""":math:`g_i^\top \Sigma g_i`, (N,), in the accumulation dtype; differentiable.
-
-        Args:
-            gradient: (N, \*D), floating.
-
-        Returns:
-            (N,).
-
-        Raises:
-            ValueError: for another number of elements, or before the first update.
-        """
-        rows = self._rows("form", "gradient", gradient)
-        self._check_written("form")
-        return sample_sum(rows * self._times(rows))
-
-    def _times(self, rows: Tensor) -> Tensor:
-        with torch.autocast(rows.device.type, enabled=False):
-            product: Tensor = rows @ self._values_for(rows).T
-        return product
-
-    def dense(self) -> Tensor:
-        """The matrix itself, (D, D)."""
-        return self.values
-
-    def _rows(self, method: str, argument: str, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"FullCovariance.{method}: {argument} must be a Tensor, got {type(tensor).__name__}"
-            )
-        if tensor.dim() < 2 or math.prod(tensor.shape[1:]) != self.dim:
-            raise ValueError(
-                f"FullCovariance.{method}: {argument} must be (N, *D) with {self.dim} numbers in "
-                f"one sample, got {tuple(tensor.shape)}"
-            )
-        if tensor.device != self.values.device:
-            raise ValueError(
-                f"FullCovariance.{method}: {argument} must be on the covariance's device, "
-                f"got {tensor.device} and {self.values.device}"
-            )
-        return widen(tensor).flatten(1)
-
-    def extra_repr(self) -> str:
-        """The sizes, for `repr`."""
-        return f"{self.dim}, decay={self.decay}"
-
-
-def _check_size(function: str, argument: str, size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{function}: {argument} must be an int, got {type(size).__name__}")
-    if size < 1:
-        raise ValueError(f"{function}: {argument} must be at least 1, got {size}")
-
-
 def _check_positive(function: str, argument: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
@@ -645,44 +453,3 @@ def _check_positive(function: str, argument: str, value: float | Tensor) -> None
         raise TypeError(f"{function}: {argument} must be a number, got {type(value).__name__}")
     if not 0 < value < math.inf:
         raise ValueError(f"{function}: {argument} must be positive and finite, got {value!r}")
-
-
-def _lengths(values: Tensor) -> Tensor:
-    """The length of each displacement of (.., 2H-1, 2W-1), in pixels."""
-    y, x = (torch.arange(size, device=values.device) - size // 2 for size in values.shape[-2:])
-    return torch.hypot(y[:, None].float(), x[None, :].float())
-
-
-def _rings(values: Tensor) -> Tensor:
-    """The number of each displacement's ring: its length rounded."""
-    return _lengths(values).round().long()
-
-
-def _ring_means(values: Tensor) -> Tensor:
-    """The mean of (.., 2H-1, 2W-1) over each ring, (.., R)."""
-    ring = _rings(values).flatten()
-    rows, columns = (size // 2 for size in values.shape[-2:])
-    zeros = values.new_zeros(*values.shape[:-2], round(math.hypot(rows, columns)) + 1)
-    sizes = zeros.index_add(-1, ring, torch.ones_like(values).flatten(-2))
-    return zeros.index_add(-1, ring, values.flatten(-2)) / sizes
-
-
-def _isotropic(values: Tensor) -> Tensor:
-    """The mean over displacements of equal rounded length (Eq. 16), for each pair of channels."""
-    means = _ring_means(values)[..., _rings(values)]
-    return (means + means.transpose(0, 1)) / 2
-
-
-def _spectrum(values: Tensor) -> Tensor:
-    """(2H-1, 2W-1, C, C), Hermitian: of the values continued periodically."""
-    shifts = [-(size // 2) for size in values.shape[2:]]
-    spectrum: Tensor = torch.fft.fft2(values.roll(shifts, (2, 3))).movedim((0, 1), (2, 3))
-    return (spectrum + spectrum.mH) / 2
-
-
-def _projected(values: Tensor) -> Tensor:
-    """The values whose spectrum is that of the given ones without its negative parts."""
-    eigenvalues, vectors = torch.linalg.eigh(_spectrum(values.double()))
-    clipped = (vectors * eigenvalues.clamp(min=0).unsqueeze(-2)) @ vectors.mH
-    back: Tensor = torch.fft.ifft2(clipped.movedim((2, 3), (0, 1))).real
-    return back.roll([size // 2 for size in values.shape[2:]], (2, 3)).to(values.dtype)

@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Options] = {
         "every": 1,
     },
 }
-# Where SGR's perturbations come from: the step's own gradients, or an attack of a model.
+# What may give SGR its perturbations besides the step's own gradients; eps is --attack-eps.
 _ATTACKS: dict[str, Callable[[nn.Module, float], Source]] = {
     "fgsm": fgsm_source,
     "pgd": pgd_source,

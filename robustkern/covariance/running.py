@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from robustkern.gradients import ranks
 from robustkern.reference.samples import widen
 
 _Running = TypeVar("_Running", bound="RunningAverage")
@@ -32,9 +33,9 @@ class RunningAverage(nn.Module):
     def _average(self, running: Tensor, estimate: Tensor, samples: int, strict: bool) -> None:
         """Move the running values towards the mean of all ranks' estimates."""
         estimate = estimate.to(running.dtype)
-        if distributed.is_available() and distributed.is_initialized():
-            total = torch.cat([estimate.flatten() * samples, estimate.new_full((1,), samples)])
-            distributed.all_reduce(total)
+        if ranks.size() > 1:
+            weighted = [estimate.flatten() * samples, estimate.new_full((1,), samples)]
+            total = ranks.total(torch.cat(weighted))
             estimate = (total[:-1] / total[-1]).view_as(estimate)
         finite = estimate.isfinite().all()
         if strict and not finite:

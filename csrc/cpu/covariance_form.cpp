@@ -97,14 +97,13 @@ std::vector<double> spectral_form(const Grid<T>& grid, const T* gradient, int64_
   return forms;
 }
 
+// In double: products of what float32 holds may lie beyond it.
 template <class T>
-ROBUSTKERN_CLONES double dot(const T* a, const T* b, int64_t n) {
-  Vector<T> products{};
-  for (int64_t i = 0; i < n; i += kLanes<T>) {
-    const int64_t count = std::min(kLanes<T>, n - i);
-    products += load(a + i, count) * load(b + i, count);
-  }
-  return lane_sum<T>(products);
+ROBUSTKERN_CLONES double dot(const T* a, const T* b, int64_t count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return sum;
 }
 
 template <class T>

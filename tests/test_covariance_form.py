@@ -80,6 +80,13 @@ def test_samples_of_any_scale_do_not_reach_each_other(shape, requires_grad):
 
 
 @pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
+@recorded_or_not
+def test_a_form_beyond_float32_is_infinite(shape, requires_grad):
+    g, k = 1e25 * sample(shape, torch.float32), definite(shape, torch.float32)
+    assert (form(g, k, requires_grad) == torch.inf).all()
+
+
+@pytest.mark.parametrize("shape", [DENSE, SPECTRAL], ids=str)
 def test_a_recorded_form_beyond_float32_is_infinite_and_its_derivative_is_not(shape):
     g = (1e25 * sample(shape, torch.float32)).requires_grad_()
     k = definite(shape, torch.float32)

@@ -92,12 +92,11 @@ def test_wheel_is_small(wheel):
 
 
 def test_wheel_trains_in_an_environment_without_compiler_and_network(wheel, tmp_path):
-    venv.create(tmp_path, symlinks=True)
+    venv.create(tmp_path, symlinks=True, with_pip=True)
     python = tmp_path / "bin" / "python"
     (packages,) = tmp_path.glob("lib/*/site-packages")
     (packages / "torch.pth").write_text(str(Path(torch.__file__).parents[1]))
-    pip = sys.executable, "-m", "pip", "--python", python
-    run(*pip, "install", "--no-index", "--no-deps", wheel)
+    run(python, "-m", "pip", "install", "--no-index", "--no-deps", wheel)
     location, *config = run(python, "-W", "error", "-I", "-c", TRAINING_STEP, PATH="").splitlines()
     assert Path(location).is_relative_to(packages)
     served = dict(line.split()[:2] for line in config)

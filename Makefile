@@ -3,6 +3,7 @@
 TORCH ?= torch
 
 PYTHON := .venv/bin/python
+DIST := dist
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu)
 CALLERS_PATH := $(PATH)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -10,7 +11,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test bench gpu lint wheel FORCE
+.PHONY: help demo test bench gpu lint wheel sdist FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,9 +37,15 @@ lint: .venv/installed  ## check style, docstrings and types
 	$(PYTHON) -m mypy
 	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp tests/emulator/*)
 
+# Torch's libraries and CUDA's are the installed torch's. The tag is the oldest Linux that will do.
 wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, into dist/
-	rm -rf build/lib*  # setuptools would pack what an earlier build left there
-	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	rm -rf build/lib* build/wheel  # setuptools would pack what an earlier build left there
+	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m auditwheel repair --exclude libtorch.so --exclude 'libcudart.so.*' \
+		--wheel-dir $(DIST) build/wheel/*.whl
+
+sdist: .venv/installed  ## pack the sources, from which pip can build the wheel, into dist/
+	$(PYTHON) setup.py --quiet sdist --dist-dir $(DIST)
 
 # The environment, the package in it, and its libraries as csrc has them now.
 .venv/installed: .venv/torch pyproject.toml setup.py $(CXX_FILES)

@@ -6,7 +6,7 @@ every torch >= 2.10. Torch itself is neither imported nor linked here: only its 
 Environment:
     CXX, CXXFLAGS: the C++ compiler and further options for it.
     MAX_JOBS: how many files are compiled at once.
-    NVCC_APPEND_FLAGS: nvcc's own; -lineinfo tells profilers the lines, and makes the library 27 MB.
+    NVCC_APPEND_FLAGS: nvcc's own; -lineinfo tells profilers the lines, in a larger library.
     ROBUSTKERN_CUDA: 0 leaves the CUDA library out even where nvcc is found.
     ROBUSTKERN_TORCH_INCLUDE: torch's include folder, where it is not the installed torch's.
 """
@@ -29,7 +29,10 @@ TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10, the oldest t
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas"
 COMPILE = f"-c -O3 -std=c++17 {TARGET} -Icsrc"
 HOST = "-fPIC -fvisibility=hidden -fopenmp-simd"
-CUDA_LANGUAGE = "--expt-relaxed-constexpr"  # std::numeric_limits in kernels
+CUDA_OPTIONS = (
+    "--expt-relaxed-constexpr "  # std::numeric_limits in kernels
+    "-Xfatbin=-compress-all"  # machine code too: by default nvcc compresses the PTX alone
+)
 CUDA_TARGETS = (
     "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90 "
     "-gencode=arch=compute_90,code=compute_90"
@@ -130,7 +133,7 @@ class BuildLibraries(build_ext):
         if extension.name.endswith("_cuda"):
             compiler, host = shlex.quote(find_nvcc()), f"-Xcompiler={HOST.replace(' ', ',')}"
             compile_options = (
-                f"{COMPILE} {CUDA_TARGETS} {CUDA_LANGUAGE} -DUSE_CUDA {host} -MD -MF $out.d"
+                f"{COMPILE} {CUDA_TARGETS} {CUDA_OPTIONS} -DUSE_CUDA {host} -MD -MF $out.d"
             )
             link_options = f"-shared {CUDA_TARGETS} -cudart=shared -Xlinker=--no-as-needed"
         else:

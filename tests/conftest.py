@@ -18,6 +18,7 @@ HOST = {
     "test_readme.py",
     "test_resources.py",
     "test_training.py",
+    "test_wheel.py",
 }
 
 

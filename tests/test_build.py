@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 import robustkern
 
@@ -18,6 +19,11 @@ LIBRARIES = sorted(Path(robustkern.__file__).parent.glob("librobustkern_*.so"))
 # What a Linux with torch has: the C and C++ run-time libraries, and torch's own.
 SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6"}
 LOADER = re.compile(r"ld-linux.*\.so\.\d|libcudart\.so\.\d+")
+STABLE_HEADERS = [
+    "torch/csrc/stable/c/shim.h",
+    "torch/csrc/inductor/aoti_torch/c/shim.h",
+    "torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h",
+]
 
 needs_libraries = pytest.mark.skipif(not LIBRARIES, reason="installed without compiled libraries")
 needs_binutils = pytest.mark.skipif(
@@ -28,6 +34,18 @@ needs_binutils = pytest.mark.skipif(
 def undefined_symbols(library: Path) -> set[str]:
     output = subprocess.check_output(["nm", "-D", "--undefined-only", library], text=True)
     return {line.split()[-1].split("@")[0] for line in output.splitlines()}
+
+
+def stable_functions() -> set[str]:
+    """What the headers declare to those who want to run under torch 2.10."""
+    options = ["-E", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
+    include = Path(torch.__file__).parent / "include"
+    text = subprocess.check_output(
+        ["c++", *options, f"-I{include}", "-xc++", "-"],
+        input="".join(f"#include <{header}>\n" for header in STABLE_HEADERS),
+        text=True,
+    )
+    return set(re.findall(r"\b(?:aoti_)?torch_\w+(?=\()", text))
 
 
 def build(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,12 +61,14 @@ def build(environment: dict[str, str], *arguments: str) -> subprocess.CompletedP
 
 @needs_libraries
 @needs_binutils
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
 def test_library_needs_no_python_and_only_the_stable_abi(library: Path) -> None:
     symbols = undefined_symbols(library)
     torch_symbols = {s for s in symbols if "torch" in s}
     assert torch_symbols, "the stable ABI's own functions should show up here"
-    assert all(s.startswith(("aoti_torch_", "torch_")) for s in torch_symbols), torch_symbols
+    later = torch_symbols - stable_functions()
+    assert not later, "not of the stable ABI, or newer than torch 2.10"
     mangled = {s for s in symbols if s.startswith("_Z")}
     assert not {s for s in mangled if "c10" in s or "2at" in s}, "C++ symbols of libtorch"
     assert not {s for s in symbols if s.startswith(("Py", "_Py"))}, "symbols of Python"

@@ -1,8 +1,13 @@
 """In other people's training loops `.grad` is what robustkern.backward gives by hand."""
 
+import runpy
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from lightning.pytorch.plugins import MixedPrecision
 from networks import batch, gradient, smooth
 from torch import nn
@@ -18,7 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
 ]
 
-PENALTY = CURE(weight=0.1, h=0.5) + GradientPenalty(1.0, power=2)  # four passes
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+PENALTY = CURE(weight=50.0, h=0.5) + GradientPenalty(10.0, power=2)  # four passes
 BATCHES = [batch(torch.float32, seed=seed) for seed in (1, 2)]
 SAMPLES = TensorDataset(*(torch.cat(parts) for parts in zip(*BATCHES, strict=True)))
 
@@ -83,7 +89,7 @@ def fit(module, **options):
     return trainer
 
 
-@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning_gradient(accumulate, clip):
     module = Classifier()
@@ -164,3 +170,35 @@ def test_lightning_leaves_the_gradient_alone_when_a_step_fails():
     with pytest.raises(RuntimeError, match="failed"):
         module.training_step(BATCHES[0], 0)
     assert all(p.grad is grad for p, grad in zip(module.parameters(), held, strict=True))
+
+
+@pytest.fixture
+def accelerator(request):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is shared by all Accelerators
+    yield Accelerator(cpu=True, **request.param)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "accelerator",
+    [{}, {"gradient_accumulation_steps": 2}, {"mixed_precision": "bf16"}],
+    ids=["plain", "accumulation", "bfloat16"],
+    indirect=True,
+)
+def test_accelerate_gradient(accelerator):
+    train_epoch = runpy.run_path(EXAMPLES / "accelerate_digits.py")["train_epoch"]
+    model = network()
+    recorder = Recorder(model.parameters())
+    batches = DataLoader(SAMPLES, batch_size=6)
+    train_epoch(accelerator, *accelerator.prepare(model, recorder, batches), PENALTY)
+    accumulate = accelerator.gradient_accumulation_steps
+    with torch.autocast("cpu", torch.bfloat16, enabled=accelerator.mixed_precision == "bf16"):
+        expected = [by_hand(BATCHES[i : i + accumulate], 1.0) for i in range(0, 2, accumulate)]
+    torch.testing.assert_close(recorder.gradients, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["lightning", "accelerate"])
+def test_example_runs(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(EXAMPLES / f"{name}_digits.py")["main"](["--epochs", "1"])
+    assert "under PGD-20" in capsys.readouterr().out

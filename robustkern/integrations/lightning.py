@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustkern import gradients
+from robustkern.gradients.passes import take
+from robustkern.gradients.steps import Step, backward, known
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -17,7 +18,7 @@ __all__ = ["regularized_loss"]
 
 def regularized_loss(
     module: "LightningModule", inputs: Any, targets: Tensor, penalty: "Penalty", **options: Any
-) -> tuple[Tensor, gradients.Step]:
+) -> tuple[Tensor, Step]:
     r"""The loss that `training_step` returns: loss + penalty, its gradient computed already.
 
     The passes of `robustkern.backward` are run here, and backward only hands their gradient out. So
@@ -66,18 +67,15 @@ def regularized_loss(
         ...         return torch.optim.SGD(self.parameters(), lr=0.1)
     """
     scaler = getattr(module.trainer.precision_plugin, "scaler", None)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    held = [p.grad for p in parameters]
+    parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+    held = take(parameters)
     try:
-        for p in parameters:
-            p.grad = None
-        step = gradients.backward(module, inputs, targets, penalty, scaler=scaler, **options)
-        found = [p.grad for p in parameters]
+        step = backward(module, inputs, targets, penalty, scaler=scaler, **options)
+        gradients = take(parameters)
     finally:
         for p, grad in zip(parameters, held, strict=True):
             p.grad = grad
     if scaler is not None:  # the precision plugin scales the loss that it is given
         scale = scaler.scale(torch.ones_like(step.loss))
-        torch._foreach_div_([g for g in found if g is not None], scale)
-    loss: Tensor = gradients._Known.apply(step.loss + step.penalty, found, *parameters)  # type: ignore[no-untyped-call]
-    return loss, step
+        torch._foreach_div_([g for g in gradients if g is not None], scale)
+    return known(step.loss + step.penalty, gradients, parameters), step

@@ -1,6 +1,8 @@
 """In other people's training loops `.grad` is what robustkern.backward gives by hand."""
 
+import importlib
 import runpy
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -9,13 +11,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from lightning.pytorch.plugins import MixedPrecision
-from networks import batch, gradient, smooth
+from networks import batch, smooth
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import robustkern
 from robustkern import CURE, GradientPenalty
 from robustkern.integrations.lightning import regularized_loss
+from robustkern.integrations.transformers import RobustTrainer
 
 pytestmark = [
     # Lightning's, of torch and of a data set that is as small as a test's.
@@ -33,17 +44,20 @@ def network():
     return smooth(torch.float32, dropout=0.0)
 
 
-def by_hand(batches, clip, scaler=None):
-    """The mean gradient over batches, clipped."""
-    model = network()
-    for inputs, targets in batches:
-        robustkern.backward(model, inputs, targets, PENALTY, scaler=scaler)
-    scale = len(batches) * (1.0 if scaler is None else scaler.get_scale())
-    for p in model.parameters():
-        p.grad /= scale
-    if clip:
-        assert nn.utils.clip_grad_norm_(model.parameters(), clip) > 2 * clip
-    return gradient(model)
+def by_hand(model, batches, accumulate=1, clip=None, scaler=None, **options):
+    """The gradients of steps that each take the mean over so many batches, clipped."""
+    gradients = []
+    for number, (inputs, targets) in enumerate(batches, start=1):
+        robustkern.backward(model, inputs, targets, PENALTY, scaler=scaler, **options)
+        if number % accumulate == 0:
+            trained = [p for p in model.parameters() if p.grad is not None]
+            for p in trained:
+                p.grad /= accumulate * (1.0 if scaler is None else scaler.get_scale())
+            if clip:
+                assert nn.utils.clip_grad_norm_(trained, clip) > 2 * clip
+            gradients.append(torch.cat([p.grad.flatten() for p in trained]))
+            model.zero_grad()
+    return gradients
 
 
 class Recorder(torch.optim.SGD):
@@ -55,8 +69,8 @@ class Recorder(torch.optim.SGD):
 
     def step(self, closure=None):
         loss = closure() if closure else None
-        grads = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
-        self.gradients.append(torch.cat(grads))
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        self.gradients.append(torch.cat([g.flatten() for g in grads if g is not None]))
         return loss
 
 
@@ -94,7 +108,7 @@ def fit(module, **options):
 def test_lightning_gradient(accumulate, clip):
     module = Classifier()
     trainer = fit(module, accumulate_grad_batches=accumulate, gradient_clip_val=clip)
-    expected = [by_hand(BATCHES[i : i + accumulate], clip) for i in range(0, 2, accumulate)]
+    expected = by_hand(network(), BATCHES, accumulate, clip)
     torch.testing.assert_close(module.optimizer.gradients, expected, rtol=1e-5, atol=1e-7)
     assert trainer.callback_metrics["penalty"] > 0
 
@@ -117,8 +131,8 @@ def test_lightning_gradient_in_mixed_precision(plugin, dtype, scale):
     fit(module, plugins=plugin, max_steps=1)
     scaler = scale and torch.amp.GradScaler("cpu", init_scale=scale)
     with torch.autocast("cpu", dtype):
-        expected = by_hand(BATCHES[:1], None, scaler)
-    torch.testing.assert_close(module.optimizer.gradients, [expected], rtol=1e-5, atol=1e-7)
+        expected = by_hand(network(), BATCHES[:1], scaler=scaler)
+    torch.testing.assert_close(module.optimizer.gradients, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_lightning_skips_the_step_of_an_overflow():
@@ -153,7 +167,9 @@ def test_lightning_gradient_of_two_processes_is_the_mean(tmp_path):
     fit(OfRank(tmp_path), devices=2, strategy="ddp_fork", use_distributed_sampler=False)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(found, [by_hand(BATCHES, None)], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            found, by_hand(network(), BATCHES, accumulate=2), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_lightning_leaves_the_gradient_alone_when_a_step_fails():
@@ -173,10 +189,16 @@ def test_lightning_leaves_the_gradient_alone_when_a_step_fails():
 
 
 @pytest.fixture
-def accelerator(request):
-    AcceleratorState._reset_state(reset_partial_state=True)  # it is shared by all Accelerators
-    yield Accelerator(cpu=True, **request.param)
+def accelerate_state():
+    """Accelerate's own, which all Accelerators of a process share, as in a new process."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def accelerator(request, accelerate_state):
+    return Accelerator(cpu=True, **request.param)
 
 
 @pytest.mark.parametrize(
@@ -193,12 +215,130 @@ def test_accelerate_gradient(accelerator):
     train_epoch(accelerator, *accelerator.prepare(model, recorder, batches), PENALTY)
     accumulate = accelerator.gradient_accumulation_steps
     with torch.autocast("cpu", torch.bfloat16, enabled=accelerator.mixed_precision == "bf16"):
-        expected = [by_hand(BATCHES[i : i + accumulate], 1.0) for i in range(0, 2, accumulate)]
+        expected = by_hand(network(), BATCHES, accumulate, clip=1.0)
     torch.testing.assert_close(recorder.gradients, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["lightning", "accelerate"])
-def test_example_runs(name, capsys, tmp_path, monkeypatch):
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_labels": 5,
+}
+
+IMAGES = [{"pixel_values": x, "labels": y} for x, y in SAMPLES]
+
+
+def vision_transformer():
+    torch.manual_seed(0)
+    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **SMALL))
+
+
+class InOrder(RobustTrainer):
+    """Takes the batches in their order."""
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def train(folder, model, samples=IMAGES, wrt=None, compute_loss_func=None, **options):
+    """One epoch; the gradients of its steps."""
+    recorder = Recorder(model.parameters())
+    arguments = TrainingArguments(
+        folder,
+        num_train_epochs=1,
+        per_device_train_batch_size=6,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **{"max_grad_norm": 0.0, **options},
+    )
+    InOrder(
+        model,
+        arguments,
+        penalty=PENALTY,
+        wrt=wrt,
+        train_dataset=samples,
+        optimizers=(recorder, None),
+        compute_loss_func=compute_loss_func,
+    ).train()
+    return recorder.gradients
+
+
+def expected_of_images(**options):
+    batches = [({"pixel_values": inputs}, targets) for inputs, targets in BATCHES]
+    return by_hand(vision_transformer(), batches, output="logits", wrt="pixel_values", **options)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_transformers_gradient(accumulate, clip, tmp_path, accelerate_state):
+    options = {"gradient_accumulation_steps": accumulate, "max_grad_norm": clip}
+    found = train(tmp_path, vision_transformer(), **options)
+    expected = expected_of_images(accumulate=accumulate, clip=clip)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_transformers_gradient_in_mixed_precision(tmp_path, accelerate_state):
+    found = train(tmp_path, vision_transformer(), bf16=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = expected_of_images()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_transformers_gradient_of_other_losses(tmp_path, accelerate_state):
+    def hinge(outputs, labels, num_items_in_batch):
+        margins = F.multi_margin_loss(outputs.logits, labels, reduction="sum")
+        return margins / num_items_in_batch
+
+    found = train(tmp_path, vision_transformer(), label_smoothing_factor=0.2)
+    expected = expected_of_images(loss_fn=nn.CrossEntropyLoss(label_smoothing=0.2))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    found = train(tmp_path, vision_transformer(), compute_loss_func=hinge)
+    expected = expected_of_images(loss_fn=nn.MultiMarginLoss())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_transformers_gradient_of_embedded_text(tmp_path, accelerate_state):
+    def text_classifier():
+        torch.manual_seed(0)
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return BertForSequenceClassification(BertConfig(vocab_size=8, **no_dropout, **SMALL))
+
+    # Each image is a text of 12 words, the last 4 of them padding.
+    mask = (torch.arange(12) < 8).long()
+    texts = [(x.reshape(-1, 12, 16), y) for x, y in BATCHES]
+    batches = [
+        ({"inputs_embeds": x, "attention_mask": mask.expand(len(x), -1)}, y) for x, y in texts
+    ]
+    samples = [
+        {"inputs_embeds": x, "attention_mask": mask, "labels": y}
+        for text in texts
+        for x, y in zip(*text, strict=True)
+    ]
+    found = train(tmp_path, text_classifier(), samples, wrt="inputs_embeds")
+    expected = by_hand(text_classifier(), batches, output="logits", wrt="inputs_embeds")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["lightning", "accelerate", "transformers"])
+def test_example_runs(name, capsys, tmp_path, monkeypatch, accelerate_state):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(EXAMPLES / f"{name}_digits.py")["main"](["--epochs", "1"])
     assert "under PGD-20" in capsys.readouterr().out
+
+
+def test_bad_input_to_transformers(tmp_path, accelerate_state, monkeypatch):
+    regression = [{"pixel_values": x, "labels": y.float()} for x, y in SAMPLES]
+    with pytest.raises(ValueError, match=r"RobustTrainer: labels must be class indices.*float32"):
+        train(tmp_path, vision_transformer(), regression)
+    with pytest.raises(ValueError, match=r"backward: wrt must be .*'pixels'"):
+        train(tmp_path, vision_transformer(), wrt="pixels")
+    with pytest.raises(ValueError, match=r"RobustTrainer: model must have one entry of labels"):
+        train(tmp_path, vision_transformer(), label_names=["start", "end"])
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "robustkern.integrations.transformers")
+    with pytest.raises(ImportError, match=r"robustkern\[transformers\]"):
+        importlib.import_module("robustkern.integrations.transformers")

@@ -25,6 +25,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     batches: DataLoader,
     penalty: robustkern.Penalty,
+    max_norm: float = 1.0,
 ) -> None:
     """Train on all batches once, with the accelerator's accumulation and precision."""
     for inputs, targets in batches:
@@ -33,7 +34,7 @@ def train_epoch(
             if accelerator.sync_gradients:
                 for parameter in model.parameters():
                     parameter.grad /= accelerator.gradient_accumulation_steps
-                accelerator.clip_grad_norm_(model.parameters(), max_norm=1.0)
+                accelerator.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
             optimizer.zero_grad()
 

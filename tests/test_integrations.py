@@ -44,7 +44,7 @@ def network():
     return smooth(torch.float32, dropout=0.0)
 
 
-def by_hand(model, batches, accumulate=1, clip=None, scaler=None, **options):
+def by_hand(model, batches, accumulate=1, clip=torch.inf, scaler=None, **options):
     """The gradients of steps that each take the mean over so many batches, clipped."""
     gradients = []
     for number, (inputs, targets) in enumerate(batches, start=1):
@@ -53,8 +53,8 @@ def by_hand(model, batches, accumulate=1, clip=None, scaler=None, **options):
             trained = [p for p in model.parameters() if p.grad is not None]
             for p in trained:
                 p.grad /= accumulate * (1.0 if scaler is None else scaler.get_scale())
-            if clip:
-                assert nn.utils.clip_grad_norm_(trained, clip) > 2 * clip
+            norm = nn.utils.clip_grad_norm_(trained, clip)
+            assert clip == torch.inf or norm > 2 * clip
             gradients.append(torch.cat([p.grad.flatten() for p in trained]))
             model.zero_grad()
     return gradients
@@ -103,7 +103,7 @@ def fit(module, **options):
     return trainer
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("clip", [torch.inf, 1.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lightning_gradient(accumulate, clip):
     module = Classifier()
@@ -202,20 +202,24 @@ def accelerator(request, accelerate_state):
 
 
 @pytest.mark.parametrize(
-    "accelerator",
-    [{}, {"gradient_accumulation_steps": 2}, {"mixed_precision": "bf16"}],
-    ids=["plain", "accumulation", "bfloat16"],
-    indirect=True,
+    ("accelerator", "clip"),
+    [
+        ({}, 1.0),
+        ({"gradient_accumulation_steps": 2}, torch.inf),  # clipped, its length would not be seen
+        ({"mixed_precision": "bf16"}, 1.0),
+    ],
+    ids=["clipped", "accumulated", "bfloat16"],
+    indirect=["accelerator"],
 )
-def test_accelerate_gradient(accelerator):
+def test_accelerate_gradient(accelerator, clip):
     train_epoch = runpy.run_path(EXAMPLES / "accelerate_digits.py")["train_epoch"]
     model = network()
     recorder = Recorder(model.parameters())
     batches = DataLoader(SAMPLES, batch_size=6)
-    train_epoch(accelerator, *accelerator.prepare(model, recorder, batches), PENALTY)
+    train_epoch(accelerator, *accelerator.prepare(model, recorder, batches), PENALTY, clip)
     accumulate = accelerator.gradient_accumulation_steps
     with torch.autocast("cpu", torch.bfloat16, enabled=accelerator.mixed_precision == "bf16"):
-        expected = by_hand(network(), BATCHES, accumulate, clip=1.0)
+        expected = by_hand(network(), BATCHES, accumulate, clip)
     torch.testing.assert_close(recorder.gradients, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -253,7 +257,7 @@ def train(folder, model, samples=IMAGES, wrt=None, compute_loss_func=None, **opt
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
-        **{"max_grad_norm": 0.0, **options},
+        **options,
     )
     InOrder(
         model,
@@ -272,7 +276,7 @@ def expected_of_images(**options):
     return by_hand(vision_transformer(), batches, output="logits", wrt="pixel_values", **options)
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.1])
+@pytest.mark.parametrize("clip", [torch.inf, 0.1])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_transformers_gradient(accumulate, clip, tmp_path, accelerate_state):
     options = {"gradient_accumulation_steps": accumulate, "max_grad_norm": clip}

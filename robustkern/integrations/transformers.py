@@ -41,9 +41,11 @@ class RobustTrainer(Trainer):
             has a backward of its own.
 
     Example:
-        >>> import robustkern, torch, transformers
+        >>> import robustkern, transformers
         >>> from robustkern.integrations.transformers import RobustTrainer
-        >>> config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1)
+        >>> config = transformers.ViTConfig(
+        ...     image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+        ... )
         >>> model = transformers.ViTForImageClassification(config)
         >>> trainer = RobustTrainer(model, penalty=robustkern.GradientPenalty(weight=0.1))
         >>> trainer.wrt

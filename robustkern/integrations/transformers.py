@@ -41,13 +41,13 @@ class RobustTrainer(Trainer):
             has a backward of its own.
 
     Example:
-        >>> import robustkern, transformers
+        >>> import robustkern, tempfile
+        >>> from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
         >>> from robustkern.integrations.transformers import RobustTrainer
-        >>> config = transformers.ViTConfig(
-        ...     image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-        ... )
-        >>> model = transformers.ViTForImageClassification(config)
-        >>> trainer = RobustTrainer(model, penalty=robustkern.GradientPenalty(weight=0.1))
+        >>> config = ViTConfig(image_size=8, patch_size=4, hidden_size=24, num_hidden_layers=1)
+        >>> model, penalty = ViTForImageClassification(config), robustkern.GradientPenalty(0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = RobustTrainer(model, TrainingArguments(folder), penalty=penalty)
         >>> trainer.wrt
         'pixel_values'
     """

@@ -15,6 +15,7 @@ HOST = {
     "test_emulated_kernels.py",
     "test_gpu_command.py",
     "test_house.py",
+    "test_integrations.py",
     "test_readme.py",
     "test_resources.py",
     "test_training.py",

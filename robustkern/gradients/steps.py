@@ -18,7 +18,7 @@ from robustkern.gradients.replay import Replay
 if TYPE_CHECKING:
     from robustkern.penalties import Penalty
 
-__all__ = ["Step", "backward", "loss_term"]
+__all__ = ["Step", "backward", "known", "loss_term"]
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,16 @@ def loss_term(
             return passes.differentiable(due, replay, create_graph=recorded)
         value, _, _ = passes.penalized(due, replay, with_loss=False)
         gradients = take(passes.parameters)
-    term: Tensor = _Known.apply(value, gradients, *passes.parameters)  # type: ignore[no-untyped-call]
+    return known(value, gradients, passes.parameters)
+
+
+def known(value: Tensor, gradients: Grads, parameters: list[Tensor]) -> Tensor:
+    """The value with the derivatives in the parameters that are known already."""
+    term: Tensor = _Known.apply(value, gradients, *parameters)  # type: ignore[no-untyped-call]
     return term
 
 
 class _Known(torch.autograd.Function):
-    """A scalar whose derivatives in the parameters are known already."""
-
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: Grads, *parameters: Tensor) -> Tensor:
         ctx.gradients = gradients

@@ -40,10 +40,10 @@ class CheckReport:
         unused: names of those that neither moves.
         strength: length of the penalty's parameter gradient, in lengths of the loss's.
         shift: root-mean-square displacement per input element that was taken, in input units.
-        rounding: distance of the penalty's gradient to the same finite difference in float64, over
-            the longer of the two: the part of it that is rounding.
-        truncation: distance of that one to double backward in float64, over the longer of the two:
-            what the shift is too long for, and kinks.
+        rounding: error of the penalty's gradient against the same finite difference in float64,
+            the length of their difference over that of the longer: what cancellation leaves.
+        truncation: error of that one against double backward in float64: of the shift's length,
+            and of kinks.
         doubled: cosine of the penalty's gradients at the shift and at twice the shift.
         cosine: of the penalty's gradient to that by double backward in float64.
         length: of the penalty's gradient, in lengths of that by double backward in float64.
@@ -86,8 +86,8 @@ class CheckReport:
             return "overflow: the penalty's gradient is not finite"
         if self.rounding is not None and self.rounding > _LOST:
             return (
-                f"noisy: {self.rounding:.0%} of the penalty's gradient is rounding, in "
-                f"{self.dtype}; take a longer shift or more precision"
+                f"noisy: the penalty's gradient is mostly rounding in {self.dtype}; take a longer "
+                "shift or more precision"
             )
         if self.strength == 0:
             return "idle: the penalty moves no parameter; does its value depend on the gradient?"
@@ -115,8 +115,8 @@ class CheckReport:
             ("strength", f"{self.strength:.3g} of the loss's gradient"),
             ("computed in", self.dtype),
             ("shift", _number("{:.2g} in input units", self.shift)),
-            ("rounding", _number("{:.2%} of the penalty's gradient", self.rounding)),
-            ("truncation", _number("{:.2%} of the penalty's gradient", self.truncation)),
+            ("rounding", _number("{:.2g} relative error", self.rounding)),
+            ("truncation", _number("{:.2g} relative error", self.truncation)),
             ("at twice the shift", _number("cosine {:.5f}", self.doubled)),
             ("double backward", _number("cosine {:.5f}, length {:.4f}", self.cosine, self.length)),
             ("kinks", ", ".join(self.kinks)),

@@ -41,7 +41,13 @@ class Trial:
 
     def device(self) -> torch.device:
         """That of the parameters."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        parameters = (p for part in self._parts() for p in part.parameters())
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+    def _parts(self) -> list[nn.Module]:
+        """What has a state of its own."""
+        things = (self.model, self.penalty, self.loss_fn)
+        return [thing for thing in things if isinstance(thing, nn.Module)]
 
     def plain(self) -> Tensor:
         """An ordinary step; returns its loss."""
@@ -88,15 +94,16 @@ class Trial:
     def exact_gradients(self) -> Gradients:
         """dR/dtheta by double backward."""
         options = {key: self.options[key] for key in self.options if key != "batch_norm"}
-        with self.untouched():
+
+        def step() -> None:
             if self.options["batch_norm"] == "eval":
                 self.model.eval()
-            value = self.penalty(
-                self.model, self.inputs, self.targets, loss_fn=self.loss_fn, **options
-            )
-            parameters = list(self.parameters().values())
-            found = torch.autograd.grad(value, parameters, materialize_grads=True)
-        return [g.flatten() for g in found]
+            with torch.enable_grad():
+                self.penalty(
+                    self.model, self.inputs, self.targets, loss_fn=self.loss_fn, **options
+                ).backward()  # not autograd.grad: its short cut avoids once_differentiable's error
+
+        return self.gradients(step)
 
     def in_float64(self) -> "Trial":
         """The same on a copy of the network in float64, not compiled."""
@@ -120,8 +127,7 @@ class Trial:
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Inside, `.grad` is None and lazy penalties always apply; afterwards all is as it was."""
-        things = [self.model, self.penalty, self.loss_fn]
-        parts = [thing for thing in things if isinstance(thing, nn.Module)]
+        parts = self._parts()
         modules = list(dict.fromkeys(module for part in parts for module in part.modules()))
         modes = [(module, module.training) for module in modules]
         buffers = [

@@ -145,7 +145,7 @@ def test_without_double_backward_the_reason_is_told():
     assert report.cosine is report.length is report.truncation is None
     assert report.rounding < 0.02
     (note,) = report.notes
-    assert re.fullmatch("no double backward: RuntimeError: .*once_differentiable.*", note)
+    assert re.fullmatch("no double backward: RuntimeError: .*once.differentiable.*", note)
     assert report.verdict == "fine"
 
 

@@ -52,10 +52,10 @@ class CheckReport:
         forward: forward passes of a step.
         backward: backward passes of a step.
         seconds: of a step in which the penalty applies; median.
-        plain_seconds: of a plain step; median.
+        plain_seconds: of a step of `robustkern.backward` in which none applies; median.
         memory: peak bytes of a step above those before it: allocated on a CUDA device, elsewhere
             saved for backward.
-        plain_memory: the same of a plain step.
+        plain_memory: the same of a step in which none applies.
         notes: what else is to be known.
     """
 
@@ -247,7 +247,11 @@ def _in_float64(trial: Trial, shift: float | str, random: bool) -> _Truth:
     try:
         double = trial.in_float64()
         with twice_differentiable(trial.device()):
-            plain = double.gradients(lambda: kinks.update(_kinks(double.plain())))
+            watch = double.model.register_forward_hook(
+                lambda model, args, outputs: kinks.update(_kinks(double.logits(outputs)))
+            )
+            plain = double.gradients(double.plain)
+            watch.remove()
             shifted = double.penalty_gradients(shift, plain)
     except Exception as error:  # whatever the user's code says to being copied, or to float64
         return _Truth(notes=(f"not compared with float64: {_first_line(error)}",))
@@ -286,9 +290,9 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _kinks(loss: Tensor) -> set[str]:
-    """The piecewise-linear operations in the graph of a loss."""
-    found, seen, todo = set(), set(), [loss.grad_fn]
+def _kinks(outputs: Tensor) -> set[str]:
+    """The piecewise-linear operations in the graph of a network's outputs."""
+    found, seen, todo = set(), set(), [outputs.grad_fn]
     while todo:
         node = todo.pop()
         if node is None or node in seen:

@@ -27,7 +27,7 @@ class Passes:
     forward: int = 0
     backward: int = 0
     _points: list[Tensor] = field(default_factory=list)
-    _shifted: list[Tensor] = field(default_factory=list)
+    _passed: list[Tensor] = field(default_factory=list)
 
     def __enter__(self) -> "Passes":
         self._handle = self.trial.model.register_forward_hook(self._count, with_kwargs=True)
@@ -41,8 +41,11 @@ class Passes:
     ) -> None:
         self.forward += 1
         x = args[0] if args else kwargs[self.trial.options["wrt"]]
-        # Where the engine takes an input gradient is a point; it asks for none where it shifted.
-        (self._points if x.requires_grad else self._shifted).append(x.detach())
+        values = x.detach()
+        self._passed.append(values)
+        if x.requires_grad and x.is_leaf:
+            # Where an input gradient is taken is a point; a shifted pass asks for none.
+            x.register_hook(lambda _: self._points.append(values))
         logits = self.trial.logits(outputs)
         if isinstance(logits, Tensor) and logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
@@ -52,18 +55,15 @@ class Passes:
 
     def shift(self) -> float | None:
         """Root mean square of the displacement, of the samples that moved; None if none did."""
+        if not self._points:
+            return None
         moved = []
-        for shifted in self._shifted:
-            distances = [
-                (shifted.double() - p.double()).flatten(1).norm(dim=1) for p in self._points
-            ]
+        for x in self._passed:
+            distances = [(x.double() - p.double()).flatten(1).norm(dim=1) for p in self._points]
             nearest = min(distances, key=lambda distance: float(distance.norm()))
             moved.append(nearest[nearest > 0])
-        lengths = torch.cat(moved) if moved else torch.empty(0)
-        if not lengths.numel():
-            return None
-        elements = self._points[0][0].numel()
-        return float(lengths.square().mean().div(elements).sqrt())
+        lengths, elements = torch.cat(moved), self._points[0][0].numel()
+        return float(lengths.square().mean().div(elements).sqrt()) if lengths.numel() else None
 
 
 def seconds(trial: Trial, shift: float | str) -> tuple[float, float]:

@@ -49,24 +49,20 @@ class Trial:
         things = (self.model, self.penalty, self.loss_fn)
         return [thing for thing in things if isinstance(thing, nn.Module)]
 
-    def plain(self) -> Tensor:
-        """An ordinary step; returns its loss."""
-        with torch.enable_grad():
-            if isinstance(self.inputs, Mapping):
-                outputs = self.model(**self.inputs)
-            else:
-                outputs = self.model(self.inputs)
-            loss = self.loss_fn(self.logits(outputs), self.targets)
-        torch.autograd.backward(loss, inputs=list(self.parameters().values()))
-        return loss
+    def plain(self) -> Step:
+        """A step on which the penalty is not due."""
+        return self._backward(Lazy(self.penalty, every=2), "auto")
 
     def penalized(self, shift: float | str) -> Step:
         """A step with the penalty."""
+        return self._backward(self.penalty, shift)
+
+    def _backward(self, penalty: Penalty, shift: float | str) -> Step:
         return backward(
             self.model,
             self.inputs,  # type: ignore[arg-type]
             self.targets,
-            self.penalty,
+            penalty,
             loss_fn=self.loss_fn,
             shift=shift,
             **self.options,

@@ -178,7 +178,6 @@ def test_kinks_are_named_and_not_held_against_it():
 def test_attention_is_compared_though_its_fast_kernels_have_no_double_backward():
     class Attention(nn.Linear):
         def forward(self, x):
-            x = x.flatten(2)
             return super().forward(F.scaled_dot_product_attention(x, x, x).flatten(1))
 
     assert check(Attention(192, 5)).cosine > 0.999

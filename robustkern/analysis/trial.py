@@ -36,8 +36,11 @@ class Trial:
         named = list(self.model.named_parameters())
         if isinstance(self.loss_fn, nn.Module):
             named += [(f"loss_fn.{name}", p) for name, p in self.loss_fn.named_parameters()]
-        names = {p: name for name, p in reversed(named) if p.requires_grad}
-        return {name: p for p, name in reversed(names.items())}
+        names: dict[Tensor, str] = {}
+        for name, parameter in named:
+            if parameter.requires_grad:
+                names.setdefault(parameter, name)
+        return {name: parameter for parameter, name in names.items()}
 
     def device(self) -> torch.device:
         """That of the parameters."""
@@ -77,10 +80,7 @@ class Trial:
         """What a step leaves in `.grad`, which is then put back."""
         with self.untouched():
             step()
-            return [
-                (torch.zeros_like(p) if p.grad is None else p.grad).double().flatten()
-                for p in self.parameters().values()
-            ]
+            return [_gradient(p) for p in self.parameters().values()]
 
     def penalty_gradients(self, shift: float | str, plain: Gradients) -> Gradients:
         """dR/dtheta: what the penalty adds to the gradients of a plain step."""
@@ -187,6 +187,13 @@ def random_state(device: torch.device) -> list[Tensor]:
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device))
     return states
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    if hasattr(gradient, "full_tensor"):  # FSDP2's are sharded
+        gradient = gradient.full_tensor()
+    return gradient.double().flatten()
 
 
 def _double(value: Any) -> Any:

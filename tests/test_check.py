@@ -201,6 +201,28 @@ def test_dropout_is_off_in_the_comparison():
     assert report.cosine > 0.999
 
 
+def test_a_mapping_and_a_picked_output():
+    class Signal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.network = nn.Embedding(3, 192), smooth(torch.float32, dropout=0.0)
+
+        def forward(self, signal, kind):
+            x = signal + self.embedding(kind).view_as(signal)
+            return {"logits": self.network(x), "features": x}
+
+    signal, targets = batch(torch.float32)
+    report = robustkern.check(
+        Signal(), {"kind": targets % 3, "signal": signal}, targets, CURE(),
+        output="logits", wrt="signal",
+    )  # fmt: skip
+    assert report.verdict == "fine"
+    assert report.cosine > 0.999
+    assert report.rounding < 0.02
+    assert report.forward == report.backward == 4
+    assert report.shift == pytest.approx(1e-3 * signal.std().item(), rel=0.5)
+
+
 def test_eval_mode_passes():
     model = smooth(torch.float32)
     for _ in range(20):

@@ -186,8 +186,7 @@ def check(
         >>> report.cosine > 0.999
         True
     """
-    picked = {"output": output, "wrt": wrt}
-    options = {"batch_norm": batch_norm} | {k: v for k, v in picked.items() if v is not None}
+    options = {"output": output, "wrt": wrt, "batch_norm": batch_norm}
     trial = Trial(model, inputs, targets, penalty, loss_fn, options)
     random = _draws(trial, shift)
     with trial.untouched(), eager(), Passes(trial) as passes:

@@ -63,7 +63,7 @@ class Trial:
     def _backward(self, penalty: Penalty, shift: float | str) -> Step:
         return backward(
             self.model,
-            self.inputs,  # type: ignore[arg-type]
+            self.inputs,
             self.targets,
             penalty,
             loss_fn=self.loss_fn,
@@ -73,7 +73,7 @@ class Trial:
 
     def logits(self, outputs: Any) -> Any:
         """What `output` picks from what the model returned."""
-        output = self.options.get("output")
+        output = self.options["output"]
         return outputs if output is None else outputs[output]
 
     def gradients(self, step: Callable[[], object]) -> Gradients:

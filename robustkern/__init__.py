@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from robustkern import functional, reference
+from robustkern.analysis import CheckReport, check
 from robustkern.covariance import CovarianceFunction, FullCovariance
 from robustkern.functional import show_config
 from robustkern.gradients import Step, backward
@@ -19,6 +20,7 @@ from robustkern.penalties import (
 __all__ = [
     "CURE",
     "SGR",
+    "CheckReport",
     "CovarianceFunction",
     "FullCovariance",
     "GradientPenalty",
@@ -28,6 +30,7 @@ __all__ = [
     "Step",
     "Sum",
     "backward",
+    "check",
     "functional",
     "reference",
     "show_config",

@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test bench gpu lint wheel FORCE
+.PHONY: help demo test bench gpu lint docs wheel FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ demo: .venv/installed  ## train, regularize and attack a small network: one tabl
 test: .venv/installed  ## run the tests
 	$(PYTHON) -m pytest
 
-bench: .venv/installed  ## time ops and training steps; write bench/results and the README's tables
+bench: .venv/installed  ## time ops and training steps; write bench/results and the tables of README and docs
 	$(PYTHON) -m pytest bench/bench_step.py --results bench/results/cpu-step.json
 	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
@@ -36,6 +36,9 @@ lint: .venv/installed  ## check style, docstrings and types
 	$(PYTHON) -m mypy
 	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp tests/emulator/*)
 
+docs: .venv/docs  ## build the documentation into build/docs; a broken link is an error
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+
 wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, into dist/
 	rm -rf build/lib*  # setuptools would pack what an earlier build left there
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
@@ -44,6 +47,10 @@ wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, in
 .venv/installed: .venv/torch pyproject.toml setup.py $(CXX_FILES)
 	$(PYTHON) -m pip install --quiet "setuptools>=77" ninja
 	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(PYTHON) -m pip install --quiet "robustkern[docs]"  # it is there: only what it needs is installed
 	touch $@
 
 # Changes only when TORCH does. Torch comes first: the package takes the one that is there.

@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test bench gpu lint wheel sdist FORCE
+.PHONY: help demo test bench gpu lint docs wheel sdist FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ demo: .venv/installed  ## train, regularize and attack a small network: one tabl
 test: .venv/installed  ## run the tests
 	$(PYTHON) -m pytest
 
-bench: .venv/installed  ## time ops and training steps; write bench/results and the README's tables
+bench: .venv/installed  ## time ops and training steps; write bench/results and the tables of README and docs
 	$(PYTHON) -m pytest bench/bench_step.py --results bench/results/cpu-step.json
 	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
@@ -36,6 +36,9 @@ lint: .venv/installed  ## check style, docstrings and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	clang-format --dry-run --Werror $(CXX_FILES) $(wildcard bench/*.cpp tests/emulator/*)
+
+docs: .venv/docs  ## build the documentation into build/docs; a broken link is an error
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 # Torch's libraries and CUDA's are the installed torch's. The tag is the oldest Linux that will do.
 wheel: .venv/installed  ## build the wheel, for any Python and torch >= 2.10, into dist/
@@ -51,6 +54,10 @@ sdist: .venv/installed  ## pack the sources, from which pip can build the wheel,
 .venv/installed: .venv/torch pyproject.toml setup.py $(CXX_FILES)
 	$(PYTHON) -m pip install --quiet "setuptools>=77" ninja
 	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(PYTHON) -m pip install --quiet "robustkern[docs]"  # it is there: only what it needs is installed
 	touch $@
 
 # Changes only when TORCH does. Torch comes first: the package takes the one that is there.

@@ -1,7 +1,8 @@
-"""Writes the README's tables from the results; `--check` says whether they are up to date."""
+"""Writes the tables of README and docs from the results; `--check` says if they are up to date."""
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SECTION = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 # Rows that compute something else, and how many times their bytes the op moves.
 COMPARISONS = {"dot": 1.0, "clone": 1.5, "copy": 1.5}
 # The op by each of the algorithms that it chooses from, whatever the size.
@@ -20,21 +22,24 @@ NOT_MEASURED = "Not measured yet.\n"
 
 
 def main() -> int:
-    """Write or check the README."""
+    """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it differs")
     check = parser.parse_args().check
-    old = README.read_text()
-    new = old
-    for name, section in SECTIONS.items():
-        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text = section()
-        new, found = re.subn(pattern, lambda m, t=text: m[1] + t + m[2], new, flags=re.DOTALL)
-        assert found == 1, name
+    old = {page: page.read_text() for page in PAGES}
+    new = {page: SECTION.sub(filled, text) for page, text in old.items()}
+    found = {match[2] for text in old.values() for match in SECTION.finditer(text)}
+    assert found == set(SECTIONS), found ^ set(SECTIONS)
     if check:
         return int(new != old)
-    README.write_text(new)
+    for page, text in new.items():
+        page.write_text(text)
     return 0
+
+
+def filled(section: re.Match[str]) -> str:
+    """A section between its marks, made anew."""
+    return section[1] + SECTIONS[section[2]]() + section[3]
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -286,6 +291,53 @@ def sgr() -> str:
     )
 
 
+def shift() -> str:
+    """How well the first-order gradient agrees with double backward, over shifts."""
+    results = read("shift")
+    if results is None:
+        return NOT_MEASURED
+    shifts = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    lines = []
+    for dtype in dict.fromkeys(r["dtype"] for r in results["rows"]):
+        line = [dtype]
+        for shift in shifts:
+            cosines = [
+                r["cosine"]
+                for r in results["rows"]
+                if r["dtype"] == dtype and math.isclose(r["shift"], shift)
+            ]
+            line.append(f"{statistics.median(cosines):.4f} ({min(cosines):.4f})")
+        lines.append(line)
+    measured = {(r["network"], r["penalty"]) for r in results["rows"]}
+    return (
+        "The cosine between the parameter gradient of the penalty by first order, in each dtype, "
+        f"and by double backward in float64: median and, in brackets, lowest of {len(measured)} "
+        "pairs of a smooth network and a penalty, for shifts in standard deviations of the "
+        f"inputs. {made(results)}" + table(["dtype", *(f"{s:.0e}" for s in shifts)], lines)
+    )
+
+
+def recipes() -> str:
+    """The settings that the tables of trained networks were made with."""
+    rows = []
+    for name, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10")):
+        results = read(f"training-{name}")
+        settings = {r["method"]: r["penalty"] for r in results["rows"]} if results else {}
+        rows += [
+            [title, method, p["weight"], p.get("h", ""), "False" if p.get("norm") else ""]
+            for method, p in settings.items()
+            if method in ("CURE", "CURE anchored", "GN")
+        ]
+    noise = read("sgr-mnist")
+    strengths = {r["method"]: r["strength"] for r in noise["rows"]} if noise else {}
+    rows += [
+        ["MNIST, long-range noise", method, f"{strengths[method]:g}", "", ""]
+        for method in ("GN", "SGR")
+        if method in strengths
+    ]
+    return table(["data", "penalty", "weight", "h", "squared"], rows)
+
+
 SECTIONS = {
     "demo": demo,
     "step": step,
@@ -294,6 +346,8 @@ SECTIONS = {
     "mnist": training("mnist"),
     "cifar10": training("cifar10"),
     "sgr": sgr,
+    "shift": shift,
+    "recipes": recipes,
 }
 
 if __name__ == "__main__":

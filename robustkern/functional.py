@@ -46,7 +46,7 @@ def perturb(inputs: Tensor, gradient: Tensor, length: float, direction: str = "s
         direction: "sign" or "gradient".
 
     Returns:
-        (N, \*D), dtype of `inputs`. Differentiable through `inputs` only: z is a constant.
+        (N, \*D), dtype of `inputs`. Differentiable through `inputs` only, for z is a constant.
 
     Raises:
         TypeError: for an argument of another type, or a dtype not listed above.

@@ -12,6 +12,7 @@ HOST = {
     "test_covariance_command.py",
     "test_data.py",
     "test_demo.py",
+    "test_docs.py",
     "test_emulated_kernels.py",
     "test_gpu_command.py",
     "test_house.py",

@@ -32,11 +32,11 @@ def accuracy(
     batch_size: int = 256,
     advance: Callable[[int], object] | None = None,
 ) -> float:
-    """Fraction of samples whose largest output is at the target, in eval mode.
+    r"""Fraction of samples whose largest output is at the target, in eval mode.
 
     Args:
-        model: maps (N, *D) to (N, classes); batches are moved to its device and its dtype.
-        inputs: (N, *D) floating point; for an attack, values in [0, 1].
+        model: maps (N, \*D) to (N, classes); batches are moved to its device and its dtype.
+        inputs: (N, \*D) floating point; for an attack, values in [0, 1].
         targets: (N,) int64 class indices.
         attack: `attack(model, inputs, targets)` gives the inputs to classify instead.
         batch_size: samples per forward pass; the memory used depends on it, the result does not.
@@ -88,11 +88,11 @@ def robust_accuracy(
     batch_size: int = 256,
     advance: Callable[[int], object] | None = None,
 ) -> RobustAccuracy:
-    """Clean, FGSM and PGD accuracy over a range of eps.
+    r"""Clean, FGSM and PGD accuracy over a range of eps.
 
     Args:
-        model: maps (N, *D) to (N, classes); batches are moved to its device and its dtype.
-        inputs: (N, *D) floating point, values in [0, 1].
+        model: maps (N, \*D) to (N, classes); batches are moved to its device and its dtype.
+        inputs: (N, \*D) floating point, values in [0, 1].
         targets: (N,) int64 class indices.
         eps: L-infinity radii, in input units.
         steps: steps of PGD.

@@ -59,18 +59,18 @@ def fgsm(
     *,
     loss_fn: LossFunction = F.cross_entropy,
 ) -> Tensor:
-    """Fast gradient sign method: x + eps sign(dl/dx), clipped to [0, 1] (Goodfellow et al. 2015).
+    r"""Fast gradient sign method: x + eps sign(dl/dx), clipped to [0, 1] (Goodfellow et al. 2015).
 
     Args:
         model: maps inputs to outputs that `loss_fn` takes; attacked in eval mode.
-        inputs: (N, *D) floating point, values in [0, 1].
+        inputs: (N, \*D) floating point, values in [0, 1].
         targets: the labels that the attack moves away from, as `loss_fn` takes them; (N,) int64 by
             default.
         eps: largest change of an input element, in input units.
         loss_fn: `loss_fn(outputs, targets)`, the mean over the batch.
 
     Returns:
-        Adversarial inputs: shape, dtype and device of `inputs`, detached.
+        Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
@@ -102,14 +102,14 @@ def pgd(
     generator: torch.Generator | None = None,
     loss_fn: LossFunction = F.cross_entropy,
 ) -> Tensor:
-    """Projected gradient descent in the L-infinity ball around `inputs` (Madry et al. 2018).
+    r"""Projected gradient descent in the L-infinity ball around `inputs` (Madry et al. 2018).
 
     Each step moves every element by `step_size` along the sign of the loss gradient and projects
     onto the ball and onto [0, 1]. The last iterate is returned.
 
     Args:
         model: maps inputs to outputs that `loss_fn` takes; attacked in eval mode.
-        inputs: (N, *D) floating point, values in [0, 1].
+        inputs: (N, \*D) floating point, values in [0, 1].
         targets: the labels that the attack moves away from, as `loss_fn` takes them; (N,) int64 by
             default.
         eps: radius of the ball, in input units.
@@ -122,7 +122,7 @@ def pgd(
         loss_fn: `loss_fn(outputs, targets)`, the mean over the batch.
 
     Returns:
-        Adversarial inputs: shape, dtype and device of `inputs`, detached.
+        Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.

@@ -29,8 +29,8 @@ class SGR(Penalty):
         weight: lambda of the paper; a noise-to-signal ratio if the covariance is standardized.
         covariance: a `CovarianceFunction` for images, a `FullCovariance` for other inputs.
         source: of the perturbations: "sign", sign(g); "gradient", g; a callable that is given
-            inputs and gradient, both (N, *D), and returns perturbations of their shape; or None for
-            a covariance that stays as it is.
+            inputs and gradient, both (N, \*D), and returns perturbations of their shape; or None
+            for a covariance that stays as it is.
             The gradients of "sign" and "gradient" are those of the training loss, at the true
             labels; `robustkern.evaluation` has sources that keep to predicted ones, for a pass or
             more.

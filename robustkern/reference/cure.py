@@ -18,7 +18,7 @@ def authors_cure_backward(
     h: float,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """One training step's gradient in the structure of the authors' code, added to `.grad`.
+    r"""One training step's gradient in the structure of the authors' code, added to `.grad`.
 
     Five forward passes and three calls of autograd: the direction is found by a full backward
     pass whose parameter gradients are thrown away, the network's outputs at the inputs are computed
@@ -27,14 +27,14 @@ def authors_cure_backward(
 
     Args:
         model: the network; its training mode is restored afterwards.
-        inputs: (N, *D), any floating dtype the model takes.
+        inputs: (N, \*D), any floating dtype the model takes.
         targets: (N, ...), as `loss_fn` takes them.
         weight: of the penalty.
         h: L2 length of the finite difference, in input units.
         loss_fn: returns the batch mean.
 
     Returns:
-        The training loss, detached: 0-dimensional.
+        The training loss, 0-dimensional and detached.
     """
     modes = {module: module.training for module in model.modules()}
     outputs = model(inputs)

@@ -9,6 +9,7 @@ HOST = {
     "test_build.py",
     "test_checkpoint.py",
     "test_cli.py",
+    "test_compatibility.py",
     "test_covariance_command.py",
     "test_data.py",
     "test_demo.py",

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from robustkern import functional
+from robustkern.gradients import ranks
 from robustkern.reference.samples import sample_sum, widen
 
 __all__ = ["CovarianceFunction", "FullCovariance"]
@@ -38,9 +39,9 @@ class _RunningAverage(nn.Module):
     def _average(self, running: Tensor, estimate: Tensor, samples: int, strict: bool) -> None:
         """Move the running values towards the mean of all ranks' estimates."""
         estimate = estimate.to(running.dtype)
-        if distributed.is_available() and distributed.is_initialized():
-            total = torch.cat([estimate.flatten() * samples, estimate.new_full((1,), samples)])
-            distributed.all_reduce(total)
+        if ranks.size() > 1:
+            weighted = [estimate.flatten() * samples, estimate.new_full((1,), samples)]
+            total = ranks.total(torch.cat(weighted))
             estimate = (total[:-1] / total[-1]).view_as(estimate)
         finite = estimate.isfinite().all()
         if strict and not finite:

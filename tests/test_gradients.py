@@ -687,6 +687,67 @@ def test_first_order_term_scales_and_refuses_a_second_derivative():
         torch.testing.assert_close(three, 3 * one)
 
 
+class Once(torch.autograd.Function):
+    """The cube, whose derivative has none."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x.square() * grad
+
+
+class Cubed(nn.Linear):
+    def forward(self, x):
+        return Once.apply(super().forward(x.flatten(1)))
+
+
+class Attending(nn.Linear):
+    def forward(self, x):
+        x = x[:, None, :, 0]
+        x = F.scaled_dot_product_attention(x, x, x)
+        return super().forward(x.flatten(1))
+
+
+class PartlyCompiled(nn.Linear):
+    def forward(self, x):
+        return torch.compile(torch.tanh, backend="aot_eager")(super().forward(x.flatten(1)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Cubed(192, 5).double(), "a once-differentiable function"),
+        (Attending(24, 5).double(), "fused attention"),
+        (PartlyCompiled(192, 5).double(), "a compiled model"),
+    ],
+    ids=["once", "attention", "compiled part"],
+)
+def test_what_has_no_double_backward_is_named(model, reason):
+    inputs, targets = batch()
+    message = (
+        f"GradientPenalty: {reason} has no double backward; use robustkern.backward(model, "
+        'inputs, targets, penalty) or method="first_order"'
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        GN(model, inputs, targets)
+    GN(model, inputs, targets, method="first_order").backward()
+    found = gradient(model)
+    model.zero_grad()
+    step = robustkern.backward(model, inputs, targets, GN)
+    total = gradient(model)
+    model.zero_grad()
+    F.cross_entropy(model(inputs), targets).backward()
+    assert step.penalty > 0
+    torch.testing.assert_close(total - gradient(model), found, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("method", ["first_order", "double_backward"])
 def test_terms_have_a_value_without_gradients(method):
     model, (inputs, targets) = smooth(dropout=0.0), batch()
@@ -727,6 +788,7 @@ def test_compiled_model_trains_first_order_and_refuses_double_backward():
 
 
 INPUTS, TARGETS = batch()
+DEVICE = str(INPUTS.device)
 
 
 class NoTensor(robustkern.Penalty):
@@ -816,12 +878,45 @@ class Tuple(nn.Linear):
         (
             {"model": Tuple(192, 5).double()},
             TypeError,
-            "backward: model must return a Tensor, got tuple",
+            "backward: model must return a Tensor, got tuple; output= picks one of its parts",
         ),
         (
             {"model": nn.Flatten()},
             ValueError,
             "backward: model must have a parameter that requires grad, got none",
+        ),
+        (
+            {"model": nn.Sequential(nn.Flatten(0), nn.Linear(1152, 5, dtype=torch.float64))},
+            ValueError,
+            "backward: model must return one row for each of 6 inputs, "
+            "got a torch.float64 Tensor of shape (5,)",
+        ),
+        (
+            {"model": nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 5, device="meta"))},
+            ValueError,
+            f"backward: model must have its parameters on one device, got {DEVICE} and meta",
+        ),
+        ({"output": 1.0}, TypeError, "backward: output must be a str, an int or None, got float"),
+        (
+            {"output": "logits", "model": Tuple(192, 5).double()},
+            ValueError,
+            "backward: output must name a part of what model returns, "
+            "got 'logits' and a tuple of 1",
+        ),
+        (
+            {"wrt": "x"},
+            ValueError,
+            "backward: wrt must be None unless inputs is a mapping, got 'x' and Tensor",
+        ),
+        (
+            {"inputs": {"x": INPUTS}},
+            ValueError,
+            "backward: wrt must be one of inputs' names 'x', got None",
+        ),
+        (
+            {"inputs": {"x": INPUTS, "n": 3}, "wrt": "n"},
+            TypeError,
+            "backward: inputs must be a floating Tensor (N, *D), got int",
         ),
     ],
 )

@@ -1,7 +1,8 @@
 """What every penalty is, and how penalties combine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ class Penalty(nn.Module, ABC):
         r"""R, its weight included.
 
         It must be differentiable, a pure function of its arguments, and may be called twice a step.
-        A gradient that it detaches is held constant, which saves a pass.
+        A gradient that it detaches is held constant, which saves a pass. Ranks of
+        torch.distributed average it, each weighted by its samples.
 
         Args:
             gradient: (N, \*D), the gradient of each sample's own loss at the inputs.
@@ -87,25 +89,32 @@ class Penalty(nn.Module, ABC):
     def forward(
         self,
         model: nn.Module,
-        inputs: Tensor,
+        inputs: Tensor | Mapping[str, Any],
         targets: Tensor,
         *,
         loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        output: str | int | None = None,
+        wrt: str | None = None,
         method: str = "double_backward",
     ) -> Tensor:
         r"""The penalty as a term of the loss: `loss_fn(model(x), y) + penalty(model, x, y)`.
 
         Args:
             model: the network; its buffers stay as they are.
-            inputs: (N, \*D), floating.
+            inputs: (N, \*D), floating, or a mapping of names to entries, for model(\**inputs).
             targets: N of them, as `loss_fn` takes them.
             loss_fn: returns the batch mean.
+            output: where the model returns a tuple, a dict or the like, the index or name of the
+                outputs that the loss takes.
+            wrt: where inputs is a mapping, the name of the entry whose gradient is penalized.
             method: "double_backward" (exact, by autograd) or "first_order".
 
         Returns:
             R, 0-dimensional, with its gradient in the parameters.
         """
-        return gradients.loss_term(model, inputs, targets, self, loss_fn=loss_fn, method=method)
+        return gradients.loss_term(
+            model, inputs, targets, self, loss_fn=loss_fn, output=output, wrt=wrt, method=method
+        )
 
     def __add__(self, other: "Penalty") -> "Sum":
         """The sum of two penalties."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from robustkern import functional
+from robustkern.gradients import ranks
 from robustkern.penalties.base import Penalty, check_weight
 
 __all__ = ["GradientPenalty", "LipschitzPenalty"]
@@ -50,8 +51,9 @@ class LipschitzPenalty(Penalty):
 
     .. math:: R = \mathrm{weight}\; \max_i \|g_i\|_p
 
-    The maximum over the data underestimates the Lipschitz constant of the loss. A step costs 2
-    plain training steps.
+    The maximum over the data underestimates the Lipschitz constant of the loss. In training mode
+    (of this module) it is the maximum over all ranks of torch.distributed, and only the rank that
+    holds it moves a sample. A step costs 2 plain training steps.
 
     Args:
         weight: non-negative.
@@ -69,7 +71,10 @@ class LipschitzPenalty(Penalty):
 
     def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
         """The maximum over the batch."""
-        return self.weight * functional.gradient_norm(gradient, self.p).max()
+        largest = functional.gradient_norm(gradient, self.p).max()
+        if self.training:
+            largest = ranks.maximum(largest, len(gradient))
+        return self.weight * largest
 
     def extra_repr(self) -> str:
         """The options, for `repr`."""

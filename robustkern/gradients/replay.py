@@ -1,0 +1,86 @@
+"""Makes every pass of a step see what the first one saw."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Replay"]
+
+
+class Replay:
+    """The random state and the buffers of modules, taken back before each pass.
+
+    Running statistics move once, and a buffer that enters the computation (spectral norm's) is the
+    same in all passes.
+
+    Args:
+        caller: whose name an error has.
+        modules: all whose buffers are meant, each on its own; none of a penalty that a model holds.
+        device: the passes'.
+
+    Raises:
+        RuntimeError: while a CUDA graph is captured, for modules that draw random numbers.
+    """
+
+    def __init__(self, caller: str, modules: list[nn.Module], device: torch.device) -> None:
+        self._device = device
+        # A capture cannot read the device's random state.
+        self._captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if self._captured and any(_is_random(module) for module in modules):
+            raise RuntimeError(
+                f"{caller}: passes captured in a CUDA graph cannot share random numbers; "
+                "model must have no dropout in training mode"
+            )
+        self._modules = modules if any(module.training for module in modules) else []
+        self._buffers_before = self._buffers_after = self._buffers()
+        self._random_before = self._random_after = self._random_state()
+
+    def mark_buffers(self) -> None:
+        """These buffers are the ones to leave."""
+        self._buffers_after = self._buffers()
+
+    def mark_random(self) -> None:
+        """This random state is the one to leave."""
+        self._random_after = self._random_state()
+
+    def rewind(self) -> None:
+        """Back to the state before the first pass."""
+        self._set(self._buffers_before, self._random_before)
+
+    def settle(self) -> None:
+        """On to the state that was marked."""
+        self._set(self._buffers_after, self._random_after)
+
+    def _buffers(self) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+        """Each buffer's place, the tensor that is there, and a copy of its values."""
+        return [
+            (module, name, buffer, buffer.clone())
+            for module in self._modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def _random_state(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type != "cpu" and not self._captured:
+            states.append(torch.get_device_module(self._device).get_rng_state(self._device))
+        return states
+
+    def _set(
+        self, buffers: list[tuple[nn.Module, str, Tensor, Tensor]], random: list[Tensor]
+    ) -> None:
+        for module, name, buffer, value in buffers:
+            # .data: a graph of the caller's may have saved the buffer, and its value is given back.
+            buffer.data.copy_(value)
+            module._buffers[name] = buffer
+        torch.set_rng_state(random[0])
+        for state in random[1:]:
+            torch.get_device_module(self._device).set_rng_state(state, self._device)
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether one of torch's layers draws random numbers in its forward."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.training and module.p > 0
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return module.training and module.dropout > 0
+    return False

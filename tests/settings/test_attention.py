@@ -96,17 +96,6 @@ def test_flash_attention(dtype):
     assert_near(gradient(model).double() - plain, of_penalty, dtype)
 
 
-@pytest.mark.setting(
-    "double backward through fused attention",
-    group="attention and recurrence",
-    refused="robustkern.backward works, and so does sdpa_kernel(SDPBackend.MATH)",
-)
-def test_double_backward_through_attention():
-    model, (inputs, targets) = Attention(torch.float32), sequences(torch.float32)
-    with pytest.raises(RuntimeError, match=r"robustkern\.backward"):
-        PENALTY(model, inputs, targets).backward()
-
-
 class MultiheadAttention(nn.Module):
     def __init__(self, need_weights):
         super().__init__()
@@ -213,17 +202,6 @@ class Cubic(nn.Module):
 def test_custom_function():
     inputs, targets = sequences()
     assert_agrees(Cubic(Cube.apply), inputs, targets, truth=Cubic(lambda x: x**3))
-
-
-@pytest.mark.setting(
-    "double backward through functions differentiable once",
-    group="attention and recurrence",
-    refused="robustkern.backward works",
-)
-def test_double_backward_through_a_custom_function():
-    inputs, targets = sequences()
-    with pytest.raises(RuntimeError, match=r"robustkern\.backward"):
-        PENALTY(Cubic(Cube.apply), inputs, targets).backward()
 
 
 class Checkpointed(nn.Module):

@@ -148,10 +148,11 @@ def test_later_steps_compile_nothing(batch_norm):
             robustkern.backward(compiled, inputs, targets, penalty, batch_norm=batch_norm)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it at a graph break
 @pytest.mark.setting(
     "torch.compile of a function that calls backward",
     group="compiled models",
-    note="what is ours stays eager",
+    note="with graph breaks; compile the model rather",
 )
 def test_a_compiled_training_step():
     inputs, targets = batch()
@@ -194,15 +195,3 @@ def test_the_value_of_a_penalty_compiles_without_graph_break(name):
         found = torch.autograd.grad(r, leaves, materialize_grads=True, allow_unused=True)
         results.append([r.detach(), *found])
     torch.testing.assert_close(*results)
-
-
-@pytest.mark.setting(
-    "double backward through a compiled model",
-    group="compiled models",
-    refused="robustkern.backward works",
-)
-def test_double_backward():
-    model, (inputs, targets) = smooth(), batch()
-    compiled = torch.compile(model, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"use robustkern\.backward\("):
-        PENALTY(compiled, inputs, targets)

@@ -21,7 +21,9 @@ def test_autocast(dtype):
     plain, of_penalty = truth()
     model, (inputs, targets) = smooth(torch.float32, dropout=0.0), batch(torch.float32, samples=16)
     with torch.autocast(inputs.device.type, dtype):
-        robustkern.backward(model, inputs, targets, PENALTY)
+        step = robustkern.backward(model, inputs, targets, PENALTY)
+    assert step.outputs.dtype == dtype
+    assert gradient(model).dtype == torch.float32
     assert_near(gradient(model).double() - plain, of_penalty, dtype)
 
 
@@ -38,7 +40,9 @@ def test_a_model_in_bfloat16():
 
 
 @pytest.mark.setting(
-    "autocast to float16 with GradScaler", group="precision", note="an overflow skips the step"
+    "autocast to float16 with GradScaler",
+    group="precision",
+    note="an overflow in any pass skips the step",
 )
 def test_the_scale_comes_down_until_no_pass_overflows():
     plain, of_penalty = truth()

@@ -91,6 +91,41 @@ def test_step(network, compare, device):
     )
 
 
+def test_compiled_step(network, compare, device):
+    if device.type != "cpu":
+        pytest.skip("compiled networks are among a GPU's cases, below")
+    eager, inputs, targets = network
+    model = torch.compile(eager, dynamic=False)
+
+    def plain(model):
+        eager.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+
+    def first_order(model, penalty):
+        eager.zero_grad()
+        return robustkern.backward(model, inputs, targets, penalty)
+
+    limits = {"GN compiled": 2.2, "CURE compiled": 4.2}
+    for penalty in (GN, FIRST_ORDER["CURE"][0]):  # correct, before the clock starts
+        expected = first_order(eager, penalty)
+        torch.testing.assert_close(
+            first_order(model, penalty).penalty, expected.penalty, rtol=1e-3, atol=1e-6
+        )
+    compare(
+        f"compiled step|ResNet width 24, 2-2-2-2|N={SAMPLES}, 3x32x32|float32|cpu",
+        {
+            "plain": lambda: plain(eager),
+            "plain compiled": lambda: plain(model),
+            "GN compiled": lambda: first_order(model, GN),
+            "CURE": lambda: first_order(eager, FIRST_ORDER["CURE"][0]),
+            "CURE compiled": lambda: first_order(model, FIRST_ORDER["CURE"][0]),
+        },
+        baseline="plain compiled",
+        rounds=15,
+        limits=limits,
+    )
+
+
 # On a GPU: the network, the height of its images, their number; the most important first.
 NETWORKS = {
     "ResNet-18": (lambda: resnet18((3, 32, 32), 10), 32, 128),

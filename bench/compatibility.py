@@ -19,7 +19,8 @@ TEXT = """\
 
 Each row is a test: `robustkern.backward` leaves the gradient of double backward there, or, where
 there is no double backward, of the same network in a form that has it. What is refused raises an
-error, and the note says what to do instead.
+error, and the note says why or what to do instead.
+
 """
 
 
@@ -33,8 +34,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.check:
         return int(PAGE.read_text() != page())
+    # It takes the time to look the machine up.
     from results import write_results
 
+    sys.path.insert(0, str(ROOT))  # the package of this tree
     outcomes = Outcomes()
     options = ["-q", "-m", "setting", "--device", arguments.device, str(ROOT / "tests")]
     status = pytest.main(options, plugins=[outcomes])
@@ -80,11 +83,11 @@ def page() -> str:
     for row in cpu["rows"]:
         name = row["setting"]
         note = row.get("refused", row.get("note", ""))
-        cells = [name, cell(row, ""), cell(of_gpu.get(name), "not measured yet"), note]
+        cells = [name, cell(row, "GPUs only"), cell(of_gpu.get(name), "not measured yet"), note]
         groups.setdefault(row["group"], []).append(cells)
     text = TEXT
     for group, rows in groups.items():
-        text += f"\n## {group.capitalize()}\n" + table(["setting", "CPU", "GPU", "note"], rows)
+        text += f"## {group.capitalize()}\n" + table(["setting", "CPU", "GPU", "note"], rows)
     text += f"CPU: {made(cpu)}"
     if gpu:
         text += f"\nGPU: {gpu['provenance']['gpu']}; {made(gpu)}"

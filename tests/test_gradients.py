@@ -235,6 +235,19 @@ def test_two_copies_of_the_gradients_at_most(name):
     assert max(copies) <= 2 + 1
 
 
+def test_a_heavy_penalty_leaves_the_gradient_of_the_loss():
+    model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
+    penalty = GradientPenalty(1e6, power=2)
+    robustkern.backward(model, inputs, targets, penalty)
+    both = gradient(model)
+    model.zero_grad()
+    term = penalty(model, inputs, targets, method="first_order")
+    alone = torch.autograd.grad(term, list(model.parameters()), materialize_grads=True)
+    F.cross_entropy(model(inputs), targets).backward()
+    found = both - torch.cat([g.flatten() for g in alone])
+    torch.testing.assert_close(found, gradient(model), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.setting(
     "gradient accumulation",
     group="training loop",

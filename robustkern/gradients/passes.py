@@ -327,8 +327,10 @@ class Passes:
             weight = (2**0.5 * self._samples * length / shift).float()
             weight = (weight.view(torch.int32) & 0x7F800000).view(torch.float32)
             weight = torch.where(weight < _SMALLEST_WEIGHT, 0, weight)
+            # float64's own: 1 - c must keep the 1.
+            weight = weight.to(widen(self.inputs).dtype)
             step = torch.where(weight > 0, self._samples / weight, 0)
-            return _Shift(step.to(widen(self.inputs).dtype), weight)
+            return _Shift(step.to(weight.dtype), weight)
 
 
 def take(parameters: list[Tensor]) -> Grads:

@@ -16,6 +16,7 @@ HOST = {
     "test_emulated_kernels.py",
     "test_gpu_command.py",
     "test_house.py",
+    "test_ranks.py",
     "test_readme.py",
     "test_resources.py",
     "test_training.py",

@@ -21,6 +21,7 @@ def test_every_marked_setting_has_its_row_and_every_row_its_test():
     ]
     marked = {ast.literal_eval(call.args[0]) for call in calls}
     page = (TESTS.parent / "docs" / "compatibility.md").read_text()
-    rows = re.findall(r"^\| (.+?) \| (?!CPU|---)", page, re.MULTILINE)
+    names = re.findall(r"^\| (.+?) \| ", page, re.MULTILINE)
+    rows = [name for name in names if name not in ("setting", "---")]
     assert marked == set(rows)
     assert len(rows) == len(set(rows))

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from agreement import assert_near
 from conformance import COVARIANCE_TOLERANCE, DTYPES, relative_error, sample
 from networks import batch, gradient, smooth
 
@@ -141,8 +142,8 @@ def test_a_captured_step_replays_with_other_data(name):
     inputs.copy_(others)
     graph.replay()
     for result, other in ((found.loss, expected.loss), (found.penalty, expected.penalty)):
-        torch.testing.assert_close(result, other)
-    torch.testing.assert_close(gradient(model), gradient(twin), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result, other, rtol=1e-3, atol=1e-6)
+    assert_near(gradient(model), gradient(twin), torch.float32)
 
 
 @pytest.mark.setting(

@@ -218,7 +218,6 @@ def test_ddp_without_a_process_group_is_named(tmp_path):
         robustkern.backward(model, *batch(), CURE())
 
 
-@pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="of the CPU")
 @pytest.mark.setting(
     "SyncBatchNorm",
     group="many processes",

@@ -38,5 +38,6 @@ def random_state():
 
 
 def gradient(model):
-    """All parameter gradients in one vector."""
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+    """All parameter gradients in one vector, zero where there is none."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([g.flatten() for g in gradients])

@@ -4,8 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from agreement import assert_near
 from conformance import COVARIANCE_TOLERANCE, DTYPES, relative_error, sample
-from networks import batch, smooth
+from networks import batch, gradient, smooth
 
 import robustkern
 from robustkern import CURE, SGR, CovarianceFunction, GradientPenalty, LipschitzPenalty, functional
@@ -121,6 +122,44 @@ STEPS = {
     "lipschitz": lambda: LipschitzPenalty(1.0),
     "sgr": lambda: SGR(1.0, CovarianceFunction(3, 8, 8)),
 }
+
+
+@pytest.mark.setting("CUDA graph of a whole step", group="training loop")
+@pytest.mark.parametrize("name", STEPS)
+def test_a_captured_step_replays_with_other_data(name):
+    (inputs, targets), (others, _) = batch(torch.float32), batch(torch.float32, seed=2)
+    model, twin = smooth(torch.float32, dropout=0.0), smooth(torch.float32, dropout=0.0)
+    penalty, penalty_of_twin = STEPS[name](), STEPS[name]()
+    robustkern.backward(twin, inputs, targets, penalty_of_twin)
+    twin.zero_grad()
+    expected = robustkern.backward(twin, others, targets, penalty_of_twin)
+
+    def step():
+        model.zero_grad()
+        return robustkern.backward(model, inputs, targets, penalty)
+
+    graph, found = captured(step)
+    inputs.copy_(others)
+    graph.replay()
+    for result, other in ((found.loss, expected.loss), (found.penalty, expected.penalty)):
+        torch.testing.assert_close(result, other, rtol=1e-3, atol=1e-6)
+    assert_near(gradient(model), gradient(twin), torch.float32)
+
+
+@pytest.mark.setting(
+    "CUDA graph of a step with dropout",
+    group="training loop",
+    refused="a graph cannot draw a number twice",
+)
+def test_a_step_with_dropout_is_not_captured():
+    model, (inputs, targets) = smooth(torch.float32), batch(torch.float32)
+    model(inputs)
+    graph = torch.cuda.CUDAGraph()
+    with (
+        pytest.raises(RuntimeError, match="must have no dropout in training mode"),
+        torch.cuda.graph(graph),
+    ):
+        robustkern.backward(model, inputs, targets, CURE())
 
 
 @each_op

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
-from networks import batch
+from networks import batch, smooth
 from torch import distributed
 from torch.nn import functional as F
 
@@ -59,6 +59,11 @@ def agree(found, truth, tolerance=2e-3):
     assert (found - truth).abs().max() <= tolerance * truth.abs().max()
 
 
+@pytest.mark.setting(
+    "DistributedDataParallel",
+    group="many processes",
+    note="one reduction a step; batches of unequal sizes too",
+)
 @pytest.mark.parametrize("split", two_ranks.SPLITS)
 @pytest.mark.parametrize("name", two_ranks.PENALTIES)
 def test_ddp_gives_the_gradient_of_one_process(ranks, name, split):
@@ -74,6 +79,11 @@ def test_ddp_gives_the_gradient_of_one_process(ranks, name, split):
             agree(found["covariance"], covariance.values, 1e-4)
 
 
+@pytest.mark.setting(
+    "DistributedDataParallel",
+    group="many processes",
+    note="one reduction a step; batches of unequal sizes too",
+)
 def test_ddp_in_eval_mode(ranks):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE(), batch_norm="eval")
     for found in results(ranks, "ddp-eval"):
@@ -81,6 +91,11 @@ def test_ddp_in_eval_mode(ranks):
         assert found["reductions"] == 1
 
 
+@pytest.mark.setting(
+    "DistributedDataParallel",
+    group="many processes",
+    note="one reduction a step; batches of unequal sizes too",
+)
 def test_ddp_with_buffers_that_enter_the_computation(ranks):
     model, truth, _ = two_ranks.one_process(two_ranks.normed_network, CURE(), steps=3)
     for found in results(ranks, "ddp-spectral"):
@@ -89,6 +104,11 @@ def test_ddp_with_buffers_that_enter_the_computation(ranks):
             torch.testing.assert_close(buffer, once)
 
 
+@pytest.mark.setting(
+    "DistributedDataParallel",
+    group="many processes",
+    note="one reduction a step; batches of unequal sizes too",
+)
 @pytest.mark.parametrize("option", ["find_unused_parameters", "gradient_as_bucket_view"])
 def test_ddp_options(ranks, option):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
@@ -96,6 +116,11 @@ def test_ddp_options(ranks, option):
         agree(found["gradient"], truth, 1e-4)
 
 
+@pytest.mark.setting(
+    "DistributedDataParallel, static_graph=True",
+    group="many processes",
+    refused="leave static_graph out",
+)
 def test_ddp_with_a_static_graph_is_refused(ranks):
     for rank in ranks:
         assert rank["ddp-static_graph"]["error"] == (
@@ -104,6 +129,11 @@ def test_ddp_with_a_static_graph_is_refused(ranks):
         )
 
 
+@pytest.mark.setting(
+    "DistributedDataParallel",
+    group="many processes",
+    note="one reduction a step; batches of unequal sizes too",
+)
 @pytest.mark.parametrize("view", [False, True])
 def test_gradients_accumulated_before_the_reduction_are_part_of_it(ranks, view):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
@@ -126,6 +156,11 @@ def test_only_the_rank_that_holds_the_maximum_moves_a_sample(ranks):
     assert torch.equal(moved, largest)
 
 
+@pytest.mark.setting(
+    "FSDP2, fully_shard",
+    group="many processes",
+    note="a reduction in every pass, so that gradients stay sharded",
+)
 @pytest.mark.parametrize("name", ["gn", "cure", "anchored", "sum"])
 def test_fsdp_gives_the_gradient_of_one_process(ranks, name):
     penalty = two_ranks.PENALTIES[name]()
@@ -135,12 +170,18 @@ def test_fsdp_gives_the_gradient_of_one_process(ranks, name):
         assert found["sharded"][0] == 4  # of 8 channels
 
 
+@pytest.mark.setting("FSDP2 with MixedPrecisionPolicy", group="many processes")
 def test_fsdp_in_bfloat16_takes_a_shift_that_stands_out(ranks):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, GradientPenalty(1.0))
     for found in results(ranks, "fsdp-bfloat16"):
         assert F.cosine_similarity(found["gradient"].double(), truth, dim=0) > 0.9
 
 
+@pytest.mark.setting(
+    "FSDP2 after set_requires_gradient_sync(False)",
+    group="many processes",
+    refused="gradients must be reduced in every pass",
+)
 def test_fsdp_that_does_not_reduce_is_refused(ranks):
     for rank in ranks:
         assert rank["fsdp-not-reduced"]["error"] == (
@@ -175,3 +216,21 @@ def test_ddp_without_a_process_group_is_named(tmp_path):
     message = "backward: DistributedDataParallel must have a process group, got none"
     with pytest.raises(ValueError, match=f"^{message}$"):
         robustkern.backward(model, *batch(), CURE())
+
+
+@pytest.mark.setting(
+    "SyncBatchNorm",
+    group="many processes",
+    refused="torch has none for the CPU",
+)
+def test_sync_batch_norm_on_the_cpu(tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(smooth())
+        with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
+            robustkern.backward(model, *batch(), CURE())
+    finally:
+        distributed.destroy_process_group()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model[1].num_batches_tracked == 0

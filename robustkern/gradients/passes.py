@@ -267,7 +267,13 @@ class Passes:
                     f"{self.caller}: {type(penalty).__name__}.points must return Tensors of the "
                     f"inputs' shape {tuple(self.inputs.shape)}, got {describe(point)}"
                 )
-        return points
+        return [self._laid_out(point) for point in points]
+
+    def _laid_out(self, point: Tensor) -> Tensor:
+        """A point in the inputs' strides: a compiled model has a graph for each layout."""
+        if point.stride() == self.inputs.stride():
+            return point
+        return torch.empty_like(self.inputs, dtype=point.dtype).copy_(point)
 
     def _value(self, penalty: "Penalty", gradients: list[Tensor]) -> Tensor:
         value = penalty.value(*gradients)

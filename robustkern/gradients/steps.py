@@ -139,6 +139,14 @@ def backward(
                 with _eval_mode(modules):
                     again = Replay("backward", modules, network.inputs.device)
                     value, _, _ = passes.penalized(due, again, with_loss=False)
+            elif due.has_objective() and is_compiled(model):
+                # Inductor's backward runs once, so that the loss needs a pass of its own.
+                with passes.unreduced():
+                    loss, outputs = passes.plain()
+                passes.before_reduction.append(take(passes.parameters))
+                replay.mark_buffers()
+                replay.rewind()
+                value, _, _ = passes.penalized(due, replay, with_loss=False)
             else:
                 value, loss, outputs = passes.penalized(due, replay, with_loss=True)
     return Step(loss, value, outputs)

@@ -140,9 +140,11 @@ class Sum(Penalty):
             if not isinstance(term, Penalty):
                 raise TypeError(f"Sum: terms must be penalties, got {type(term).__name__}")
         self.terms = nn.ModuleList(
-            part
-            for term in terms
-            for part in (term._penalties() if isinstance(term, Sum) else [term])
+            [  # Dynamo cannot trace a generator here
+                part
+                for term in terms
+                for part in (term._penalties() if isinstance(term, Sum) else [term])
+            ]
         )
         self._where: dict[Hashable, slice] = {}
         objectives = {self._objective_of(term) for term in self._penalties()}

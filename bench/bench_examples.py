@@ -87,7 +87,7 @@ def contractive_autoencoder():
 
 # Each example, and the plain steps that it may cost.
 EXAMPLES = [
-    (grad_align, 6.0),
+    (grad_align, 6.5),
     (r1, 2.5),
     (wgan_gp, 2.5),
     (force_matching, 3.5),

@@ -24,7 +24,9 @@ test: .venv/installed  ## run the tests
 
 bench: .venv/installed  ## time ops and training steps; write bench/results and the tables of README and docs
 	$(PYTHON) -m pytest bench/bench_step.py --results bench/results/cpu-step.json
-	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --results bench/results/cpu-ops.json
+	$(PYTHON) -m pytest bench/bench_examples.py --results bench/results/cpu-examples.json
+	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --ignore bench/bench_examples.py \
+		--results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
 
 gpu: export PATH := $(CALLERS_PATH)

@@ -118,6 +118,7 @@ class CovarianceOpTests:
         assert bitwise_with_threads(lambda: self.function(g, k))
         assert bitwise_with_threads(lambda: self.function(g[:1], k))
 
+    @pytest.mark.setting("torch.compile of robustkern.functional", group="compiled models")
     def test_compiled_is_eager(self):
         k = covariance_of(SPECTRAL, torch.float32)
         g = sample(SPECTRAL, torch.float32).requires_grad_()

@@ -92,6 +92,7 @@ def test_bitwise_repeatable(samples):
     assert bitwise_with_threads(lambda: functional.autocovariance(p))
 
 
+@pytest.mark.setting("torch.compile of robustkern.functional", group="compiled models")
 def test_a_compiled_autocovariance_is_the_eager_one():
     p = sample(SPECTRAL, torch.float32)
     compiled = torch.compile(functional.autocovariance, fullgraph=True, backend="aot_eager")

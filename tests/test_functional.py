@@ -205,6 +205,7 @@ def test_functional_transforms(name):
     torch.testing.assert_close(found, x.grad)
 
 
+@pytest.mark.setting("torch.compile of robustkern.functional", group="compiled models")
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_compiles_to_one_graph(name):
     call, _ = DIFFERENTIABLE[name]

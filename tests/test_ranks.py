@@ -116,6 +116,21 @@ def test_ddp_options(ranks, option):
         agree(found["gradient"], truth, 1e-4)
 
 
+@pytest.mark.setting("DistributedDataParallel with torch.compile", group="many processes")
+@pytest.mark.parametrize("wrap", ["ddp", "ddp around"])
+def test_ddp_of_a_compiled_model(ranks, wrap):
+    _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
+    for found in results(ranks, f"compiled-{wrap}"):
+        agree(found["gradient"], truth, 1e-4)
+
+
+@pytest.mark.setting("FSDP2 with torch.compile", group="many processes")
+def test_fsdp_of_a_compiled_model(ranks):
+    _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
+    for found in results(ranks, "compiled-fsdp"):
+        agree(found["gradient"], truth, 1e-4)
+
+
 @pytest.mark.setting(
     "DistributedDataParallel, static_graph=True",
     group="many processes",

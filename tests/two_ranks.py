@@ -120,6 +120,23 @@ def ddp(name, split="equal", make_model=plain_network, steps=1, ddp_options=None
     return found
 
 
+def compiled(wrap):
+    """DDP around a compiled model, or compiled with it; the same of FSDP2."""
+    network = plain_network()
+    if wrap == "fsdp":
+        fully_shard(network, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
+        model = torch.compile(network, backend="aot_eager")
+    elif wrap == "ddp":
+        model = torch.compile(DDP(network), backend="aot_eager")
+    else:
+        model = DDP(torch.compile(network, backend="aot_eager"))
+    for _ in range(2):
+        network.zero_grad()
+        robustkern.backward(model, *mine("equal"), CURE())
+    grads = [p.grad.full_tensor() if wrap == "fsdp" else p.grad for p in network.parameters()]
+    return {"gradient": torch.cat([grad.flatten() for grad in grads])}
+
+
 def accumulated(view):
     model = DDP(plain_network(), gradient_as_bucket_view=view)
     penalty = CURE()
@@ -214,6 +231,8 @@ def scenarios():
     yield "ddp-spectral", lambda: ddp("cure", make_model=normed_network, steps=3)
     for option in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
         yield f"ddp-{option}", lambda o=option: ddp("cure", steps=2, ddp_options={o: True})
+    for wrap in ("ddp", "ddp around", "fsdp"):
+        yield f"compiled-{wrap}", lambda wrap=wrap: compiled(wrap)
     for view in (False, True):
         yield f"accumulated-{view}", lambda view=view: accumulated(view)
     yield "two-heads", two_heads

@@ -59,6 +59,11 @@ class Network:
         self.parameters: list[Tensor] = list(dict.fromkeys(parameters))  # once, where shared
         if not self.parameters and torch.is_grad_enabled():
             raise ValueError(f"{caller}: model must have a parameter that requires grad, got none")
+        if any(p._post_accumulate_grad_hooks for p in self.parameters):
+            raise ValueError(
+                f"{caller}: model must have no post_accumulate_grad hooks, such as an optimizer's "
+                "in backward, for they would run in every pass"
+            )
         devices = list(dict.fromkeys(str(p.device) for p in self.parameters))
         if len(devices) > 1:
             raise ValueError(

@@ -33,6 +33,8 @@ class Replay:
         self._modules = modules if any(module.training for module in modules) else []
         self._buffers_before = self._buffers_after = self._buffers()
         self._random_before = self._random_after = self._random_state()
+        # CuDNN's dropout begins anew where the state is set: so must the first pass's.
+        self._set([], self._random_before)
 
     def mark_buffers(self) -> None:
         """These buffers are the ones to leave."""

@@ -100,9 +100,9 @@ def backward(
             tensor of the right kind.
         ValueError: for inputs, targets and outputs of different lengths, an empty batch, an
             `output` or `wrt` that is not there, no parameter that requires grad, parameters on two
-            devices, DDP without a process group, FSDP that does not reduce, an option or shift out
-            of range, or a penalty whose `value` depends on other gradients for other values of
-            them.
+            devices or with post_accumulate_grad hooks, DDP without a process group, FSDP that does
+            not reduce, an option or shift out of range, or a penalty whose `value` depends on other
+            gradients for other values of them.
         RuntimeError: if another rank has failed, or while a CUDA graph is captured with dropout.
 
     Example:
@@ -122,7 +122,7 @@ def backward(
             raise ValueError(f"backward: batch_norm must be 'batch' or 'eval', got {batch_norm!r}")
         if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
             raise TypeError(f"backward: scaler must be a GradScaler, got {type(scaler).__name__}")
-        passes = Passes("backward", network, _check_shift(shift), scaler, exchange)
+        passes = Passes("backward", network, _check_shift("backward", shift), scaler, exchange)
         ranks.share_buffers(passes.replicas)
         modules = _modules(network, but=penalty)
         with _undone_on_error(passes, penalty, modules) as replay:
@@ -161,6 +161,7 @@ def loss_term(
     loss_fn: LossFn = F.cross_entropy,
     output: str | int | None = None,
     wrt: str | None = None,
+    shift: float | str = "auto",
     method: str = "double_backward",
 ) -> Tensor:
     r"""The penalty's value with a derivative in the parameters, to be added to a loss.
@@ -175,6 +176,7 @@ def loss_term(
         loss_fn: called as loss_fn(outputs, targets), returns the batch mean.
         output: as `backward`.
         wrt: as `backward`.
+        shift: of "first_order", as `backward`.
         method: "double_backward" is exact and keeps a graph for every point; "first_order" computes
             the gradient here, as `backward` does, and its backward hands it out.
 
@@ -200,7 +202,7 @@ def loss_term(
             'inputs, targets, penalty) or method="first_order"'
         )
     recorded = torch.is_grad_enabled()
-    passes = Passes(caller, network, None, None, None)
+    passes = Passes(caller, network, _check_shift(caller, shift), None, None)
     with _undone_on_error(passes, penalty, _modules(network, but=penalty)) as replay:
         due = penalty.due()
         if due is None:
@@ -279,12 +281,12 @@ def _eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-def _check_shift(shift: float | str) -> float | None:
+def _check_shift(caller: str, shift: float | str) -> float | None:
     """The shift as a number, or None for "auto"."""
     if shift == "auto":
         return None
     if isinstance(shift, bool) or not isinstance(shift, int | float):
-        raise TypeError(f"backward: shift must be a number or 'auto', got {shift!r}")
+        raise TypeError(f"{caller}: shift must be a number or 'auto', got {shift!r}")
     if not 0 < shift < torch.inf:
-        raise ValueError(f"backward: shift must be positive and finite, got {shift!r}")
+        raise ValueError(f"{caller}: shift must be positive and finite, got {shift!r}")
     return float(shift)

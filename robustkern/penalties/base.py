@@ -65,6 +65,8 @@ class Penalty(nn.Module, ABC):
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The scalar of each sample, (N,), whose input gradient is meant, if not its loss.
 
+        Random numbers drawn in it are the same in all passes of a step.
+
         Args:
             outputs: what the model returned.
             targets: the targets of the step.
@@ -95,6 +97,7 @@ class Penalty(nn.Module, ABC):
         loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         output: str | int | None = None,
         wrt: str | None = None,
+        shift: float | str = "auto",
         method: str = "double_backward",
     ) -> Tensor:
         r"""The penalty as a term of the loss: `loss_fn(model(x), y) + penalty(model, x, y)`.
@@ -107,13 +110,23 @@ class Penalty(nn.Module, ABC):
             output: where the model returns a tuple, a dict or the like, the index or name of the
                 outputs that the loss takes.
             wrt: where inputs is a mapping, the name of the entry whose gradient is penalized.
+            shift: of "first_order": displacement of the finite difference, root-mean-square per
+                element in input units, or "auto".
             method: "double_backward" (exact, by autograd) or "first_order".
 
         Returns:
             R, 0-dimensional, with its gradient in the parameters.
         """
         return gradients.loss_term(
-            model, inputs, targets, self, loss_fn=loss_fn, output=output, wrt=wrt, method=method
+            model,
+            inputs,
+            targets,
+            self,
+            loss_fn=loss_fn,
+            output=output,
+            wrt=wrt,
+            shift=shift,
+            method=method,
         )
 
     def __add__(self, other: "Penalty") -> "Sum":

@@ -11,6 +11,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
+# Benchmarks of whole training steps; the others are of ops.
+STEPS := bench/bench_step.py bench/bench_ranks.py bench/bench_examples.py
+
 .PHONY: help demo test bench gpu lint docs wheel sdist FORCE
 
 help:  ## list the targets
@@ -23,10 +26,8 @@ test: .venv/installed  ## run the tests
 	$(PYTHON) -m pytest
 
 bench: .venv/installed  ## time ops and training steps; write bench/results and the tables of README and docs
-	$(PYTHON) -m pytest bench/bench_step.py --results bench/results/cpu-step.json
-	$(PYTHON) -m pytest bench/bench_examples.py --results bench/results/cpu-examples.json
-	$(PYTHON) -m pytest bench --ignore bench/bench_step.py --ignore bench/bench_examples.py \
-		--results bench/results/cpu-ops.json
+	$(PYTHON) -m pytest $(STEPS) --results bench/results/cpu-step.json
+	$(PYTHON) -m pytest bench $(STEPS:%=--ignore %) --results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
 
 gpu: export PATH := $(CALLERS_PATH)

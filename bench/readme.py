@@ -93,16 +93,34 @@ def demo() -> str:
 
 def step() -> str:
     """Costs of a training step."""
+    return steps(lambda kind: kind == "step")
+
+
+def other_steps() -> str:
+    """Those of a compiled network, of two ranks, and of the examples."""
+    return steps(lambda kind: kind != "step")
+
+
+def steps(chosen: Callable[[str], bool]) -> str:
+    """A table for each group of the chosen kinds."""
     results = read("cpu-step")
     if results is None:
         return NOT_MEASURED
-    rows = [
-        [r["method"], f"{1e3 * r['median_s']:.0f} ms", f"{r['ratio']:.2f}"] for r in results["rows"]
-    ]
-    setting = results["rows"][0]["group"].removeprefix("step|").replace("|", ", ")
-    return f"A training step with each penalty, {setting}. {made(results)}" + table(
-        ["step", "median time", "in plain steps"], rows
-    )
+    text = made(results)
+    for group, of_group in grouped(results["rows"]).items():
+        kind, *setting = group.split("|")
+        if chosen(kind):
+            rows = [
+                [r["method"], f"{1e3 * r['median_s']:.3g} ms", f"{r['ratio']:.3g}"]
+                for r in of_group
+            ]
+            header = [
+                f"{kind}: {', '.join(setting)}",
+                "median time",
+                f"in {of_group[0]['baseline']} steps",
+            ]
+            text += table(header, rows)
+    return text
 
 
 def ops() -> str:
@@ -341,6 +359,7 @@ def recipes() -> str:
 SECTIONS = {
     "demo": demo,
     "step": step,
+    "other_steps": other_steps,
     "ops": ops,
     "gpu": gpu,
     "mnist": training("mnist"),

@@ -162,7 +162,9 @@ SHORT = {
 
 
 def test_every_example_is_run():
-    assert list(SHORT) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    frameworks = (Path(__file__).parent / "test_integrations.py").read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert path.stem in SHORT or path.stem in frameworks
 
 
 @pytest.mark.parametrize("name", SHORT)

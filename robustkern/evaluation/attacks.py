@@ -1,7 +1,9 @@
-"""L-infinity attacks on classifiers whose inputs are pixels scaled to [0, 1].
+"""Gradient attacks on classifiers whose inputs are pixels scaled to [0, 1].
 
 An attack returns adversarial inputs and leaves everything else as it found it: training mode of
 every module, `.grad`, `requires_grad` and the global random state, also when the model raises.
+
+These attack every sample of the batch, the misclassified too, as adversarial training wants it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from robustkern.evaluation.balls import draw, project, steepest
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,38 +91,30 @@ def fgsm(
     _check("fgsm", model, inputs, targets, eps)
     inputs = inputs.detach()
     with evaluating(model):
-        return _ascend("fgsm", model, inputs, inputs, targets, eps, eps, loss_fn)
+        return _ascend("fgsm", model, inputs, inputs, targets, eps, eps, math.inf, loss_fn)
 
 
-def pgd(
+def ifgsm(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
     eps: float,
     *,
-    steps: int = 20,
+    steps: int = 10,
     step_size: float | None = None,
-    random_start: bool = True,
-    generator: torch.Generator | None = None,
     loss_fn: LossFunction = F.cross_entropy,
 ) -> Tensor:
-    r"""Projected gradient descent in the L-infinity ball around `inputs` (Madry et al. 2018).
-
-    Each step moves every element by `step_size` along the sign of the loss gradient and projects
-    onto the ball and onto [0, 1]. The last iterate is returned.
+    r"""Iterated FGSM (Kurakin et al. 2017): L-infinity `pgd` that starts at `inputs`.
 
     Args:
         model: maps inputs to outputs that `loss_fn` takes; attacked in eval mode.
         inputs: (N, \*D) floating point, values in [0, 1].
         targets: the labels that the attack moves away from, as `loss_fn` takes them; (N,) int64 by
             default.
-        eps: radius of the ball, in input units.
-        steps: number of gradient steps; PGD-20 by default.
-        step_size: length of a step in input units; 2.5 eps / steps when None, so that the ball can
-            be crossed.
-        random_start: begin at a uniform draw from the ball, not at `inputs`.
-        generator: source of the random start, on the device of `inputs`; when None, a new one with
-            seed 0, so that two calls give the same result.
+        eps: largest change of an input element, in input units.
+        steps: number of gradient steps.
+        step_size: largest change by a step; eps / steps when None, so that the last step can
+            reach eps.
         loss_fn: `loss_fn(outputs, targets)`, the mean over the batch.
 
     Returns:
@@ -132,28 +128,101 @@ def pgd(
     Example:
         >>> model = nn.Linear(1, 2)
         >>> _ = nn.init.zeros_(model.bias), model.weight.data.copy_(torch.tensor([[-1.0], [1.0]]))
+        >>> ifgsm(model, torch.tensor([[0.5], [0.95]]), torch.tensor([0, 0]), eps=0.1)
+        tensor([[0.6000],
+                [1.0000]])
+    """
+    _check("ifgsm", model, inputs, targets, eps)
+    length = _step_size("ifgsm", steps, step_size, eps)
+    adversarial = inputs = inputs.detach()
+    with evaluating(model):
+        for _ in range(steps):
+            adversarial = _ascend(
+                "ifgsm", model, inputs, adversarial, targets, eps, length, math.inf, loss_fn
+            )
+    return adversarial
+
+
+def pgd(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    eps: float,
+    *,
+    p: float = math.inf,
+    steps: int = 20,
+    step_size: float | None = None,
+    random_start: bool = True,
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
+    loss_fn: LossFunction = F.cross_entropy,
+) -> Tensor:
+    r"""Projected gradient descent in the ball of radius `eps` around `inputs` (Madry et al. 2018).
+
+    Each step moves a sample by `step_size` along the sign of its loss gradient (p = inf), along the
+    gradient (2), or along the signs of the largest 1% of its elements (1; Tramer and Boneh 2019),
+    and projects onto the ball and onto [0, 1]. The last iterate is returned.
+
+    Args:
+        model: maps inputs to outputs that `loss_fn` takes; attacked in eval mode.
+        inputs: (N, \*D) floating point, values in [0, 1].
+        targets: the labels that the attack moves away from, as `loss_fn` takes them; (N,) int64 by
+            default.
+        eps: radius of the ball, in input units.
+        p: norm in which the ball and the steps are measured: 1, 2 or inf.
+        steps: number of gradient steps; PGD-20 by default.
+        step_size: length of a step in input units; 2.5 eps / steps when None, so that the ball can
+            be crossed.
+        random_start: begin at a uniform draw from the ball, not at `inputs`.
+        restarts: how often to start. Samples that are misclassified by then are not attacked
+            again, so that more than one takes `targets` to be labels.
+        generator: source of the random start, on the device of `inputs`; when None, a new one with
+            seed 0, so that two calls give the same result.
+        loss_fn: `loss_fn(outputs, targets)`, the mean over the batch.
+
+    Returns:
+        Adversarial inputs of the shape, dtype and device of `inputs`, detached.
+
+    Raises:
+        TypeError: `model` is no module, or `inputs` no floating-point tensor.
+        ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
+            `eps`, another `p`, a `step_size` that is not positive and finite, `steps` or `restarts`
+            below 1, or `restarts` above 1 without a random start.
+
+    Example:
+        >>> model = nn.Linear(1, 2)
+        >>> _ = nn.init.zeros_(model.bias), model.weight.data.copy_(torch.tensor([[-1.0], [1.0]]))
         >>> pgd(model, torch.tensor([[0.5], [0.95]]), torch.tensor([0, 0]), eps=0.1)
         tensor([[0.6000],
                 [1.0000]])
     """
     _check("pgd", model, inputs, targets, eps)
-    if steps < 1:
-        raise ValueError(f"pgd: steps must be at least 1, got {steps}")
-    if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"pgd: step_size must be positive and finite, got {step_size}")
-    inputs = inputs.detach()
-    length = 2.5 * eps / steps if step_size is None else step_size
-    adversarial = inputs.clone()
-    if random_start:
-        if generator is None:
-            generator = torch.Generator(inputs.device).manual_seed(0)
-        noise = torch.rand(
-            inputs.shape, generator=generator, device=inputs.device, dtype=torch.float64
+    _check_norm("pgd", p)
+    length = _step_size("pgd", steps, step_size, 2.5 * eps)
+    if restarts < 1 or (restarts > 1 and not random_start):
+        raise ValueError(
+            "pgd: restarts must be at least 1, and 1 without a random start, "
+            f"got {restarts} and random_start={random_start}"
         )
-        adversarial = (inputs + eps * (2 * noise - 1).to(inputs.dtype)).clamp(0, 1)
-    with evaluating(model):
+    if generator is None:
+        generator = torch.Generator(inputs.device).manual_seed(0)
+
+    def run(inputs: Tensor, targets: Tensor) -> Tensor:
+        adversarial = inputs.clone()
+        if random_start:
+            adversarial = (inputs + draw(inputs, eps, p, generator)).clamp(0, 1)
         for _ in range(steps):
-            adversarial = _ascend("pgd", model, inputs, adversarial, targets, eps, length, loss_fn)
+            adversarial = _ascend(
+                "pgd", model, inputs, adversarial, targets, eps, length, p, loss_fn
+            )
+        return adversarial
+
+    inputs = inputs.detach()
+    with evaluating(model), torch.inference_mode(False):
+        adversarial = run(inputs.clone(), targets)
+        for _ in range(restarts - 1):
+            standing = _standing("pgd", model, adversarial, targets)
+            adversarial[standing] = run(inputs[standing], targets[standing])
     return adversarial
 
 
@@ -165,9 +234,10 @@ def _ascend(
     targets: Tensor,
     eps: float,
     length: float,
+    p: float,
     loss_fn: LossFunction,
 ) -> Tensor:
-    """One signed step of `length`, projected onto the eps-ball around `inputs` and [0, 1]."""
+    """One step of `length`, projected onto the eps-ball around `inputs` and [0, 1]."""
     if inputs.numel() == 0:
         return adversarial.clone()
     with torch.inference_mode(False), torch.enable_grad():
@@ -178,8 +248,76 @@ def _ascend(
         # The batch mean would shrink each gradient by N: undone, so that it does not underflow.
         loss = loss_fn(outputs, targets.clone()) * len(inputs)
         (gradient,) = torch.autograd.grad(loss, point)
-    moved = adversarial + length * gradient.sign()
-    return torch.maximum(torch.minimum(moved, inputs + eps), inputs - eps).clamp(0, 1)
+    if p == 1:  # the few elements that move are not to be those that cannot
+        stuck = ((adversarial <= 0) & (gradient < 0)) | ((adversarial >= 1) & (gradient > 0))
+        gradient = gradient.masked_fill(stuck, 0)
+    moved = adversarial + length * steepest(gradient, p)
+    return project(moved, inputs, eps, p).clamp(0, 1)
+
+
+def _step_size(name: str, steps: int, given: float | None, way: float) -> float:
+    if steps < 1:
+        raise ValueError(f"{name}: steps must be at least 1, got {steps}")
+    if given is not None and not 0 < given < math.inf:
+        raise ValueError(f"{name}: step_size must be positive and finite, got {given}")
+    return way / steps if given is None else given
+
+
+def _standing(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Indices of the samples that are classified right; names bad outputs and labels."""
+    with torch.no_grad():
+        outputs = model(inputs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"{name}: model must return a tensor, got {type(outputs).__name__}")
+    if outputs.dim() != 2 or len(outputs) != len(inputs):
+        raise ValueError(
+            f"{name}: model must return (N, classes) with N = {len(inputs)}, "
+            f"got {tuple(outputs.shape)}"
+        )
+    if targets.dtype != torch.int64 or targets.dim() != 1:
+        raise ValueError(
+            f"{name}: targets must be (N,) int64, got {tuple(targets.shape)} {targets.dtype}"
+        )
+    low, high = (bound.item() for bound in targets.aminmax())
+    if low < 0 or high >= outputs.shape[1]:
+        raise ValueError(
+            f"{name}: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
+            f"got values from {low} to {high}"
+        )
+    return (outputs.argmax(1) == targets).nonzero().squeeze(1)
+
+
+def _attack_standing(
+    name: str,
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    attack: Callable[[Tensor, Tensor], Tensor],
+    *,
+    eps: float = 0.0,
+) -> Tensor:
+    """`attack` of the samples that are classified right, in eval mode; the others as they are."""
+    _check(name, model, inputs, targets, eps)
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        adversarial = inputs.detach().clone()
+        targets = targets.detach().clone()
+        if adversarial.numel():
+            standing = _standing(name, model, adversarial, targets)
+            if len(standing):
+                adversarial[standing] = attack(adversarial[standing], targets[standing])
+    return adversarial
+
+
+def _margin(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less the largest other one, (N,)."""
+    label = outputs.gather(1, labels[:, None])
+    others = outputs.scatter(1, labels[:, None], -math.inf)
+    return label[:, 0] - others.amax(1)
+
+
+def _check_norm(name: str, p: float) -> None:
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"{name}: p must be 1, 2 or inf, got {p}")
 
 
 def _check(name: str, model: nn.Module, inputs: Tensor, targets: Tensor, eps: float) -> None:

@@ -9,18 +9,15 @@ attacks' checks of the inputs make the host wait for the device.
 
 from __future__ import annotations
 
-import importlib
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkern.evaluation.attacks import _check, evaluating, fgsm, pgd
+from robustkern.evaluation.minimal import _frozen, _library
 
 Source = Callable[[Tensor, Tensor], Tensor]
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -125,7 +122,7 @@ def deepfool_source(
             "deepfool_source: steps must be at least 1 and candidates at least 2, "
             f"got {steps} and {candidates}"
         )
-    foolbox = _foolbox()
+    foolbox = _library("deepfool_source", "foolbox")
     kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
     attack = kind(steps=steps, candidates=candidates, overshoot=overshoot)
 
@@ -148,27 +145,3 @@ def _source(model: nn.Module, attack: Attack) -> Source:
         return attack(inputs, predicted) - inputs
 
     return source
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
-
-
-def _foolbox() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of its own imports
-            return importlib.import_module("foolbox")
-    except ImportError as error:
-        raise ImportError(
-            "deepfool_source: foolbox cannot be imported; install it with: "
-            'pip install "robustkern[eval]"'
-        ) from error

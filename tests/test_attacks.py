@@ -1,15 +1,25 @@
-"""FGSM, PGD and accuracy under them."""
+"""FGSM, I-FGSM, PGD and accuracy under them."""
 
+import math
 import re
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustkern.evaluation import accuracy, fgsm, pgd, robust_accuracy
+from robustkern.evaluation import (
+    accuracy,
+    adversarial_inputs,
+    fgsm,
+    ifgsm,
+    pgd,
+    robust_accuracy,
+)
 
-ATTACKS = [fgsm, pgd]
+ATTACKS = [fgsm, ifgsm, pgd]
+NORMS = {1: 0.6, 2: 0.2, math.inf: 0.1}  # radii of about the same strength
 
 
 class Fragile(nn.Module):
@@ -92,8 +102,10 @@ def test_pgd_is_stronger_than_fgsm(batch):
     model.append(nn.Linear(64, 3))
     for parameter in model.parameters():
         parameter.data.mul_(4)
-    one, many = (loss_of(model, attack(model, inputs, targets, 0.3), targets) for attack in ATTACKS)
-    assert many.mean() > one.mean()
+    one, some, many = (
+        loss_of(model, attack(model, inputs, targets, 0.3), targets).mean() for attack in ATTACKS
+    )
+    assert one < some < many
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -152,6 +164,89 @@ def test_pgd_random_start_is_seeded(batch):
     assert not torch.equal(start(0), start(3))
 
 
+def test_ifgsm_is_pgd_from_the_inputs(batch):
+    inputs, targets = batch
+    options = {"steps": 4, "step_size": 0.025, "random_start": False}
+    expected = pgd(smooth_model(), inputs, targets, 0.1, **options)
+    assert torch.equal(ifgsm(smooth_model(), inputs, targets, 0.1, steps=4), expected)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("random_start", [False, True])
+def test_pgd_stays_in_the_ball_of_its_norm_and_raises_the_loss(batch, p, random_start):
+    inputs, targets = batch
+    model, eps = smooth_model(), NORMS[p]
+    result = pgd(model, inputs, targets, eps, p=p, random_start=random_start)
+    length = (result - inputs).flatten(1).norm(p, dim=1)
+    assert length.max() <= eps * (1 + 1e-5)
+    assert length.max() > 0.9 * eps
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert (loss_of(model, result, targets) > loss_of(model, inputs, targets)).all()
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_pgd_crosses_a_linear_boundary_just_beyond_its_distance(p):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2)
+    inputs = 0.4 + 0.2 * torch.rand(20, 6)
+    slope = (model.weight[1] - model.weight[0]).detach()
+    model.bias.data = torch.stack([(inputs @ slope).median(), torch.tensor(0.0)])
+    targets = model(inputs).argmax(1)
+    margin = (model(inputs)[:, 1] - model(inputs)[:, 0]).abs().detach()
+    distance = margin / slope.norm({1: math.inf, 2: 2, math.inf: 1}[p])
+    inside = (distance > 0.01) & (distance < 0.3)  # so that the edges of [0, 1] are far
+    assert inside.sum() > 10
+    for one, label, radius in zip(inputs[inside], targets[inside], distance[inside], strict=True):
+        for factor, right in ((0.98, True), (1.02, False)):
+            eps = factor * radius.item()
+            found = pgd(model, one[None], label[None], eps, p=p, random_start=False)
+            assert (model(found).argmax(1) == label).item() == right
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_pgd_agrees_with_foolbox(batch, p):
+    foolbox = pytest.importorskip("foolbox", exc_type=ImportError)
+    inputs, targets = batch
+    model, eps = smooth_model().eval(), NORMS[p]
+    steps = 4 if p == 1 else 8  # where foolbox projects in L1, it leaves the ball
+    kind = {
+        1: foolbox.attacks.SparseL1DescentAttack,
+        2: foolbox.attacks.L2ProjectedGradientDescentAttack,
+        math.inf: foolbox.attacks.LinfProjectedGradientDescentAttack,
+    }[p]
+    attack = kind(rel_stepsize=0.2, steps=steps, random_start=False)
+    attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device=inputs.device)
+    expected = attack.run(attacked, inputs, targets, epsilon=eps)
+    found = pgd(
+        model, inputs, targets, eps, p=p, steps=steps, step_size=0.2 * eps, random_start=False
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - inputs).abs().max() > 0.05
+
+
+def test_pgd_restarts_break_more_and_leave_the_broken_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    model.append(nn.Linear(64, 3))
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    inputs = torch.rand(100, 6)
+    targets = model(inputs).argmax(1)
+    sizes = []
+    model.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    attack = partial(pgd, model, inputs, targets, 0.05, steps=1)
+    first, many = attack(), attack(restarts=10)
+    sizes = sizes[-20:]  # ten runs, and a look at what stands between them: 19
+    broken = model(first).argmax(1) != targets
+    assert torch.equal(many[broken], first[broken])
+    right = (model(many).argmax(1) == targets).sum()
+    assert right < (~broken).sum()
+    attacked = [size for size in sizes if size < 100]
+    assert attacked == sorted(attacked, reverse=True)
+    assert attacked[0] == (~broken).sum()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_attacks_need_no_grad_mode_of_the_caller(batch, attack, mode):
@@ -160,6 +255,14 @@ def test_attacks_need_no_grad_mode_of_the_caller(batch, attack, mode):
     expected = attack(model, inputs, targets, 0.1)
     with mode():
         assert torch.equal(attack(model, inputs.clone(), targets.clone(), 0.1), expected)
+
+
+def test_restarts_need_no_grad_mode_of_the_caller(batch):
+    inputs, targets = batch
+    attack = partial(pgd, smooth_model(), eps=0.02, steps=2, restarts=3)
+    expected = attack(inputs, targets)
+    with torch.inference_mode():
+        assert torch.equal(attack(inputs.clone(), targets.clone()), expected)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -220,6 +323,16 @@ def test_pgd_names_bad_steps(batch):
         pgd(smooth_model(), *batch, 0.1, steps=0)
     with pytest.raises(ValueError, match=r"^pgd: step_size must be positive and finite, got -0.1$"):
         pgd(smooth_model(), *batch, 0.1, step_size=-0.1)
+    with pytest.raises(ValueError, match=r"^ifgsm: steps must be at least 1, got 0$"):
+        ifgsm(smooth_model(), *batch, 0.1, steps=0)
+    with pytest.raises(ValueError, match=r"^pgd: p must be 1, 2 or inf, got 3$"):
+        pgd(smooth_model(), *batch, 0.1, p=3)
+    message = (
+        "pgd: restarts must be at least 1, and 1 without a random start, "
+        "got 2 and random_start=False"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        pgd(smooth_model(), *batch, 0.1, restarts=2, random_start=False)
 
 
 def test_accuracy_counts_right_answers_whatever_the_batches(batch):
@@ -257,6 +370,23 @@ def test_robust_accuracy_falls_with_eps_and_starts_clean():
     assert result.pgd == pytest.approx(expected)
     assert result.fgsm == pytest.approx(expected)
     assert sum(seen) == 200 * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adversarial_inputs_are_those_of_the_batches(batch, dtype):
+    inputs, targets = batch
+    model = smooth_model(dtype)
+    sizes = []
+    found = adversarial_inputs(
+        model, inputs, targets, partial(pgd, eps=0.1), batch_size=5, advance=sizes.append
+    )
+    assert sizes == [5, 5, 2]
+    assert torch.equal(found[5:10], pgd(model, inputs[5:10].to(dtype), targets[5:10], 0.1))
+    attacked = accuracy(model, inputs, targets, attack=partial(pgd, eps=0.1), batch_size=5)
+    assert accuracy(model, found, targets) == attacked
+    message = r"^adversarial_inputs: inputs must hold at least one sample, got shape \(0, 6\)$"
+    with pytest.raises(ValueError, match=message):
+        adversarial_inputs(model, inputs[:0], targets[:0], pgd)
 
 
 def test_accuracy_names_bad_input(batch):

@@ -2,12 +2,14 @@
 
 These have no step size to tune. What is misclassified already is left as it is, and so is a sample
 that withstands: that one is the one classified right at the end. Computed in float32, whatever the
-model computes in.
+model computes in. Warnings, of outputs that are no logits or of gradients that are zero, come from
+the logger "auto-attack".
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from robustkern.evaluation.balls import project
 from robustkern.evaluation.minimal import _broken, _frozen, _library, _seeded, _where
 
 Predict = Callable[[Tensor], Tensor]
+_LOGGER = logging.getLogger("auto-attack")  # AutoAttack's own
 
 
 def apgd(
@@ -64,7 +67,9 @@ def apgd(
     def build(predict: Predict, classes: int, **options: Any) -> Any:
         _check_classes("apgd", classes, 3 if loss == "dlr" else 2)
         module = importlib.import_module("pyautoattack.autopgd_base")
-        attack = module.APGDAttack(predict, loss=loss, n_iter=steps, n_restarts=restarts, **options)
+        attack = module.APGDAttack(
+            predict, loss=loss, n_iter=steps, n_restarts=restarts, logger=_LOGGER, **options
+        )
         return attack.perturb
 
     return _within("apgd", model, inputs, targets, eps, p, build, generator)
@@ -170,9 +175,6 @@ def autoattack(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""AutoAttack: APGD, targeted APGD, targeted FAB and Square, each on what still stands.
-
-    Its warnings, of outputs that are no logits or of gradients that are zero, come from the logger
-    "auto-attack".
 
     Args:
         model: maps inputs to (N, classes), the logits, of four classes or more; attacked in eval

@@ -65,7 +65,8 @@ def evasive_carlini_wagner(
     Example:
         >>> model = nn.Linear(2, 2)
         >>> _ = nn.init.zeros_(model.bias), nn.init.eye_(model.weight)
-        >>> evasive_carlini_wagner(model, torch.tensor([[0.6, 0.4]]), torch.tensor([0])).argmax(1)
+        >>> inputs, targets = torch.tensor([[0.6, 0.4]]), torch.tensor([0])
+        >>> evasive_carlini_wagner(model, inputs, targets, steps=60, searches=3).argmax(1)
         tensor([1])
     """
     if weight < 0 or threshold < 0:

@@ -59,7 +59,7 @@ def universal(
         >>> _ = nn.init.zeros_(model.bias), nn.init.eye_(model.weight)
         >>> inputs, targets = torch.tensor([[0.6, 0.5], [0.7, 0.5]]), torch.tensor([0, 0])
         >>> universal(model, inputs, targets, eps=0.2)
-        tensor([-0.2000,  0.2000])
+        tensor([-0.1200,  0.1200])
     """
     _check("universal", model, inputs, targets, eps)
     _check_norm("universal", p)

@@ -46,8 +46,8 @@ class Fragile(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         with torch.device("cpu"):
-            self.norm, self.frozen = nn.BatchNorm2d(1), nn.BatchNorm2d(1).eval()
-            self.first, self.last = nn.Conv2d(1, 8, 3), nn.Linear(128, 4)
+            self.norm, self.frozen = nn.BatchNorm2d(2), nn.BatchNorm2d(2).eval()
+            self.first, self.last = nn.Conv2d(2, 8, 3), nn.Linear(128, 4)
         self.to(torch.get_default_device())
         self.calls, self.fail_at = 0, None
 
@@ -72,7 +72,7 @@ def batch(samples=12, wrong=(2, 7)):
     """Inputs with black and white among them, and labels that are the model's but for some."""
     model = Fragile().train()
     generator = torch.Generator(torch.get_default_device()).manual_seed(1)
-    inputs = torch.rand(samples, 1, 6, 6, generator=generator)
+    inputs = torch.rand(samples, 2, 6, 6, generator=generator)
     inputs[0], inputs[1, :, 3:], inputs[1, :, :3] = 0.25, 0, 1
     with torch.no_grad():
         targets = model.eval()(inputs).argmax(1)
@@ -179,9 +179,14 @@ def test_double_precision_and_channels_last(name):
     attack = make(name)
     model, inputs, targets = batch()
     model = model.double()
-    inputs = inputs.double().repeat(1, 2, 1, 1)[:, :1].contiguous(memory_format=torch.channels_last)
+    inputs = inputs.double().contiguous(memory_format=torch.channels_last)
     found = attack(model, inputs, targets)
     assert found.dtype == torch.float64
+    assert found.min() >= 0
+    assert found.max() <= 1
+    if name in WITHIN:
+        length = (found - inputs).flatten(1).norm(WITHIN[name].get("p", math.inf), dim=1)
+        assert length.max() <= WITHIN[name]["eps"] * (1 + 1e-12)
     assert (predictions(model, found) != targets).sum() > 2
 
 
@@ -189,7 +194,7 @@ def test_double_precision_and_channels_last(name):
 def test_nothing_to_do(name):
     attack = make(name)
     model, inputs, targets = batch()
-    assert attack(model, inputs[:0], targets[:0]).shape == (0, 1, 6, 6)
+    assert attack(model, inputs[:0], targets[:0]).shape == (0, 2, 6, 6)
     assert model.calls == 0
     wrong = (predictions(model, inputs) + 1) % 4
     model.calls = 0
@@ -202,7 +207,7 @@ def test_nothing_to_do(name):
 BAD = {
     "model": (TypeError, "model must be a torch.nn.Module, got function"),
     "dtype": (TypeError, "inputs must be a floating-point tensor, got torch.int64"),
-    "length": (ValueError, "targets must have inputs' length, got (12, 1, 6, 6) and (11,)"),
+    "length": (ValueError, "targets must have inputs' length, got (12, 2, 6, 6) and (11,)"),
     "range": (ValueError, "inputs must lie in [0, 1], got values from 0 to 2"),
     "labels": (
         ValueError,
@@ -211,7 +216,7 @@ BAD = {
     "kind": (ValueError, "targets must be (N,) int64, got (12,) torch.float32"),
     "outputs": (
         ValueError,
-        "model must return (N, classes) with N = 12, got (12, 1, 6, 6)",
+        "model must return (N, classes) with N = 12, got (12, 2, 6, 6)",
     ),
     "tuple": (TypeError, "model must return a tensor, got tuple"),
     "eps": (ValueError, "eps must be finite and not negative, got -0.1"),
@@ -288,7 +293,7 @@ OPTIONS = [
         {"shift": 0.0},
         "step_size, initial_const and shift must be positive, got 0.01, 1.0 and 0.0",
     ),
-    ("subspace_deepfool", {"dim": 37}, "dim must be from 1 to 36, got 37"),
+    ("subspace_deepfool", {"dim": 73}, "dim must be from 1 to 72, got 73"),
     (
         "subspace_deepfool",
         {"candidates": 1},

@@ -23,7 +23,7 @@ WITHIN = {
     "square": {"eps": 0.15, "queries": 20},
     "square-l2": {"eps": 0.6, "p": 2, "queries": 20},
     "autoattack": {"eps": 0.3},
-    "spsa": {"eps": 0.1, "steps": 5, "directions": 16, "chunk": 24, "step_size": 0.05},
+    "spsa": {"eps": 0.2, "steps": 5, "directions": 128, "chunk": 200, "step_size": 0.05},
 }
 NEAREST = {
     "deepfool": {"steps": 10},
@@ -219,7 +219,6 @@ BAD = {
         "model must return (N, classes) with N = 12, got (12, 2, 6, 6)",
     ),
     "tuple": (TypeError, "model must return a tensor, got tuple"),
-    "eps": (ValueError, "eps must be finite and not negative, got -0.1"),
 }
 
 
@@ -228,7 +227,6 @@ BAD = {
 def test_bad_input_is_named(name, case):
     attack = make(name)
     model, inputs, targets = batch()
-    options = {}
     if case == "model":
         model = F.relu
     elif case == "dtype":
@@ -243,23 +241,21 @@ def test_bad_input_is_named(name, case):
         targets = targets.float()
     elif case == "outputs":
         model = nn.Identity()
-    elif case == "tuple":
+    else:
 
         class Pair(nn.Flatten):
             def forward(self, inputs):
                 return super().forward(inputs), None
 
         model = Pair()
-    elif name in WITHIN:
-        options = {"eps": -0.1}
-    else:
-        pytest.skip("has no radius")
     kind, message = BAD[case]
     with pytest.raises(kind, match=f"^{re.escape(f'{name}: {message}')}$"):
-        attack(model, inputs, targets, **options)
+        attack(model, inputs, targets)
 
 
+EPS = "eps must be finite and not negative, got -0.1"
 OPTIONS = [
+    *[(name, {"eps": -0.1}, EPS) for name in ("apgd", "fab", "square", "autoattack", "spsa")],
     ("apgd", {"loss": "hinge"}, "loss must be 'ce' or 'dlr', got 'hinge'"),
     ("apgd", {"steps": 0}, "steps and restarts must be at least 1, got 0 and 1"),
     ("apgd", {"p": 3}, "p must be 1, 2 or inf, got 3"),
@@ -275,7 +271,7 @@ OPTIONS = [
     (
         "spsa",
         {"chunk": 1},
-        "steps and directions must be at least 1 and chunk at least 2, got 5, 16 and 1",
+        "steps and directions must be at least 1 and chunk at least 2, got 5, 128 and 1",
     ),
     ("spsa", {"delta": 0.0}, "delta and step_size must be positive, got 0.0 and 0.05"),
     (

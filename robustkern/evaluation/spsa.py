@@ -118,5 +118,5 @@ def _slope(
         # `index_add_` gives the same on every run.
         first, last = int(pair[0]) // directions, int(pair[-1]) // directions
         weights = F.one_hot(sample - first, last - first + 1).to(x.dtype) * rise[:, None]
-        slope[first : last + 1].flatten(1).add_(weights.T @ shift.flatten(1))
+        slope[first : last + 1] += (weights.T @ shift.flatten(1)).view(-1, *x.shape[1:])
     return slope / (2 * directions * delta**2)

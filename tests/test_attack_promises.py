@@ -191,6 +191,23 @@ def test_double_precision_and_channels_last(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_low_precision(name):
+    attack = make(name)
+    model, inputs, _ = batch()
+    model, inputs = model.bfloat16(), inputs.bfloat16()
+    targets = predictions(model, inputs)
+    found = attack(model, inputs, targets)
+    assert found.dtype == torch.bfloat16
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (predictions(model, found) != targets).sum() > 2
+    if name in WITHIN:
+        change = (found.double() - inputs.double()).flatten(1)
+        length = change.norm(WITHIN[name].get("p", math.inf), dim=1)
+        assert length.max() <= WITHIN[name]["eps"] * 1.02
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_nothing_to_do(name):
     attack = make(name)
     model, inputs, targets = batch()

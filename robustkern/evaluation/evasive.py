@@ -134,7 +134,7 @@ def _score(model: nn.Module, point: Tensor, outputs: Tensor, shift: float) -> tu
     (gradient,) = torch.autograd.grad(loss, point, retain_graph=True)
     score = gradient_norm(gradient, 2)
     length = score.clamp(min=torch.finfo(score.dtype).tiny).view(-1, *[1] * (point.dim() - 1))
-    step = shift * gradient / length
+    step = (shift * gradient / length).to(point.dtype)
     ahead, behind = (_gradient(model, point.detach() + side * step, predicted) for side in (1, -1))
     return score.float(), (ahead - behind) / (2 * shift)
 

@@ -229,13 +229,27 @@ def _nearest(
     foolbox = _library(name, "foolbox")
 
     def attack(x: Tensor, labels: Tensor) -> Tensor:
+        precise = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
         # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
         with _frozen(model), _seeded(generator), torch.enable_grad():
-            attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-            found = find(foolbox, attacked, x.clone(), labels).detach().to(x.dtype).clamp(0, 1)
+            attacked = foolbox.PyTorchModel(_Cast(model, x.dtype), bounds=(0, 1), device=x.device)
+            found = find(foolbox, attacked, precise, labels).detach().clamp(0, 1).to(x.dtype)
         return _where(_broken(model, found, labels), found, x)
 
     return _attack_standing(name, model, inputs, targets, attack)
+
+
+class _Cast(nn.Module):
+    """A network of any precision for attacks that compute in float32 or float64."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.model(inputs.to(self.dtype))
+        return outputs.to(torch.promote_types(self.dtype, torch.float32))
 
 
 def _from_noise(foolbox: Any, attack: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:

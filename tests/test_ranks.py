@@ -162,6 +162,18 @@ def test_an_objective_that_does_not_depend_on_all_parameters(ranks):
         agree(found["gradient"], truth, 1e-4)
 
 
+def test_terms_of_a_loss_under_ddp(ranks):
+    _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
+    for found in results(ranks, "term-double_backward"):
+        agree(found["gradient"], truth)
+    for rank in ranks:
+        assert rank["term-first_order"]["error"] == (
+            "ValueError: CURE: method must be 'double_backward' under DistributedDataParallel, "
+            "which would reduce the term's passes in place of the loss's; use "
+            "robustkern.backward(model, inputs, targets, penalty), got 'first_order'"
+        )
+
+
 def test_only_the_rank_that_holds_the_maximum_moves_a_sample(ranks):
     model, (inputs, targets) = two_ranks.plain_network(), batch()
     x = inputs.requires_grad_()

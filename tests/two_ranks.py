@@ -10,6 +10,7 @@ from networks import batch, gradient, smooth
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import robustkern
@@ -157,6 +158,17 @@ def two_heads():
     return {"gradient": gradient(model.module)}
 
 
+def as_term(method):
+    """The penalty as a term of the loss."""
+    penalty, (inputs, targets) = PENALTIES["cure"](), mine("equal")
+    model = DDP(plain_network())
+    for _ in range(2):  # a reduction left open is found by the next forward
+        model.zero_grad()
+        term = penalty(model, inputs, targets, method=method)
+        (F.cross_entropy(model(inputs), targets) + term).backward()
+    return {"gradient": gradient(model.module)}
+
+
 def lipschitz_moves_one_sample():
     inputs = []
     model = DDP(plain_network())
@@ -236,6 +248,8 @@ def scenarios():
     for view in (False, True):
         yield f"accumulated-{view}", lambda view=view: accumulated(view)
     yield "two-heads", two_heads
+    for method in ("double_backward", "first_order"):
+        yield f"term-{method}", lambda method=method: as_term(method)
     yield "lipschitz-moves", lipschitz_moves_one_sample
     for name in ("gn", "cure", "anchored", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")

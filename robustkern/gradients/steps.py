@@ -185,7 +185,8 @@ def loss_term(
 
     Raises:
         TypeError: as `backward`.
-        ValueError: as `backward`, or for another method.
+        ValueError: as `backward`, for another method, or for "first_order" under DDP, which
+            `backward` serves.
         RuntimeError: for double backward through what has no second derivative, such as a compiled
             model, fused attention, a cuDNN RNN or a once-differentiable function.
     """
@@ -203,6 +204,12 @@ def loss_term(
         )
     recorded = torch.is_grad_enabled()
     passes = Passes(caller, network, _check_shift(caller, shift), None, None)
+    if method == "first_order" and passes.replicas:
+        raise ValueError(
+            f"{caller}: method must be 'double_backward' under DistributedDataParallel, which "
+            "would reduce the term's passes in place of the loss's; use robustkern.backward(model, "
+            f"inputs, targets, penalty), got {method!r}"
+        )
     with _undone_on_error(passes, penalty, _modules(network, but=penalty)) as replay:
         due = penalty.due()
         if due is None:

@@ -91,6 +91,13 @@ def test_ddp_in_eval_mode(ranks):
         assert found["reductions"] == 1
 
 
+@pytest.mark.parametrize("split", two_ranks.SPLITS)
+def test_ddp_with_statistics_of_all_ranks(ranks, split):
+    _, truth, _ = two_ranks.one_process(two_ranks.shared_norm_network, CURE())
+    for found in results(ranks, f"ddp-norm-{split}"):
+        agree(found["gradient"], truth, 1e-4)
+
+
 @pytest.mark.setting(
     "DistributedDataParallel",
     group="many processes",

@@ -10,6 +10,7 @@ from networks import batch, gradient, smooth
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -56,6 +57,28 @@ class TwoHeads(nn.Module):
     def forward(self, x):
         h = self.body(x).tanh()
         return torch.cat([self.first(h), self.rest(h)], 1)
+
+
+class SharedNorm(nn.Module):
+    """Batch norm by the statistics of all ranks, as SyncBatchNorm, which needs GPUs, has it."""
+
+    def forward(self, x):
+        count, mean = torch.tensor(float(len(x))), x.sum(0)
+        if distributed.is_initialized():
+            distributed.all_reduce(count)
+            mean = all_reduce(mean)
+        mean = mean / count
+        variance = (x - mean).square().sum(0)
+        if distributed.is_initialized():
+            variance = all_reduce(variance)
+        return (x - mean) / (variance / count + 1e-5).sqrt()
+
+
+def shared_norm_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 8), SharedNorm(), nn.GELU(), nn.Linear(8, 5)
+    ).double()
 
 
 def plain_network():
@@ -240,6 +263,9 @@ def scenarios():
         for split in SPLITS:
             yield f"ddp-{name}-{split}", lambda name=name, split=split: ddp(name, split)
     yield "ddp-eval", lambda: ddp("cure", batch_norm="eval")
+    for split in SPLITS:
+        options = {"make_model": shared_norm_network, "split": split}
+        yield f"ddp-norm-{split}", lambda options=options: ddp("cure", **options)
     yield "ddp-spectral", lambda: ddp("cure", make_model=normed_network, steps=3)
     for option in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
         yield f"ddp-{option}", lambda o=option: ddp("cure", steps=2, ddp_options={o: True})

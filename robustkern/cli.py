@@ -214,7 +214,8 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
     option(
         "--source",
-        "of SGR's covariance: the gradients, their signs, or an attack at predicted labels",
+        "of SGR's covariance: the gradients or their signs, at the true labels or predicted "
+        "ones, or an attack at predicted labels",
         choices=SOURCES,
     )
     option("--attack-eps", "largest change of a pixel by the sources fgsm and pgd", type=float)

@@ -196,6 +196,12 @@ def test_terms_of_a_loss_under_ddp(ranks):
         )
 
 
+def test_check(ranks):
+    first, second = results(ranks, "checked")
+    assert first["verdict"] == second["verdict"] == "fine"
+    assert first["shift"] == second["shift"] > 0
+
+
 def test_only_the_rank_that_holds_the_maximum_moves_a_sample(ranks):
     model, (inputs, targets) = two_ranks.plain_network(), batch()
     x = inputs.requires_grad_()

@@ -209,6 +209,11 @@ def as_term(method):
     return {"accumulated": found[0], "gradient": found[1]}
 
 
+def checked():
+    report = robustkern.check(DDP(plain_network()), *mine("unequal"), LipschitzPenalty(1.0))
+    return {"verdict": report.verdict, "shift": report.shift}
+
+
 def lipschitz_moves_one_sample():
     inputs = []
     model = DDP(plain_network())
@@ -336,6 +341,7 @@ def scenarios():
     yield "two-heads", two_heads
     for method in ("double_backward", "first_order"):
         yield f"term-{method}", lambda method=method: as_term(method)
+    yield "checked", checked
     yield "lipschitz-moves", lipschitz_moves_one_sample
     for name in ("gn", "cure", "anchored", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")

@@ -192,7 +192,7 @@ def roc_curve(clean: Tensor, adversarial: Tensor) -> ROC:
 
     def above(scores: Tensor) -> Tensor:
         below = torch.searchsorted(scores.double().sort().values, thresholds, right=True)
-        return 1 - below.double() / len(scores)
+        return (len(scores) - below).double() / len(scores)
 
     return ROC(thresholds, above(clean), above(adversarial))
 

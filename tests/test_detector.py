@@ -44,10 +44,12 @@ def test_the_false_positive_rate_holds_on_held_out_samples():
 
 def test_scores_and_flags_agree():
     inputs, _ = clean(50)
-    detector = Detector.fit(model(), inputs, p=1)
-    scores = detector.score(model(), inputs, batch_size=7)
-    torch.testing.assert_close(scores, gradient_norms(model(), inputs, p=1))
-    assert torch.equal(detector.flag(model(), inputs), scores > detector.threshold)
+    slanted = linear([[-6.0, 1.0], [6.0, -4.0]], BIAS)
+    detector = Detector.fit(slanted, inputs, p=1)
+    scores = detector.score(slanted, inputs, batch_size=7)
+    torch.testing.assert_close(scores, gradient_norms(slanted, inputs, p=1))
+    assert torch.equal(detector.flag(slanted, inputs), scores > detector.threshold)
+    assert 0 < detector.flag(slanted, inputs).sum() < 50
 
 
 @pytest.mark.parametrize(

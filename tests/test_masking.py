@@ -97,6 +97,15 @@ def test_samples_misclassified_from_the_start_raise_no_indicator():
     assert found.raised == ()
 
 
+def test_shares_are_of_the_samples_that_are_right_before():
+    inputs, targets = data()
+    targets[:5] = 1 - targets[:5]
+    moved = inputs.flip(1)
+    moved[5:8] = inputs[5:8]
+    found = failure_indicators(OPEN, inputs, targets, white_box=moved, black_box=moved, large=moved)
+    assert found.flat_loss.value == pytest.approx(3 / (len(inputs) - 5))
+
+
 def test_one_sample_in_a_hundred_may_stray():
     inputs = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).repeat(100, 1)
     targets = torch.arange(200) % 2
@@ -127,6 +136,13 @@ def test_gap_is_to_the_largest_other_logit():
     found = masking_scatter(nn.Identity(), logits, torch.arange(3), logits, logits)
     torch.testing.assert_close(found.white_box, torch.tensor([0.125, -0.25, -0.125]))
     assert found.below == 0
+
+
+def test_gaps_of_low_precision_outputs_are_taken_in_float32():
+    inputs, targets = data()
+    model = linear([[2.0, -2.0], [-2.0, 2.0]]).bfloat16()
+    found = masking_scatter(model, inputs, targets, inputs, inputs)
+    assert found.white_box.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

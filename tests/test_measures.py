@@ -286,6 +286,12 @@ def test_measures_name_bad_adversarial_inputs(name):
             measure(Network(), inputs, targets, wrong)
 
 
+def test_adversarial_inputs_have_the_dtype_of_the_inputs():
+    inputs, targets, _ = data()
+    found = adversarial_inputs(Network().double(), inputs, targets, attack)
+    assert found.dtype == inputs.dtype
+
+
 def test_what_an_attack_returns_is_checked():
     inputs, targets, _ = data()
     for wrong, message in (

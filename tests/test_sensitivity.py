@@ -60,8 +60,9 @@ def test_outputs_that_do_not_depend_on_the_inputs_have_gradient_zero():
         def forward(self, inputs):
             return super().forward(inputs.detach().round())
 
-    found = gradient_statistics(Constant(6, 3), pixels(4, 6, torch.float32), torch.arange(4) % 3)
-    assert found.loss_max == found.outputs_max == 0
+    for model in (Constant(6, 3), Constant(6, 3).requires_grad_(False)):
+        found = gradient_statistics(model, pixels(4, 6, torch.float32), torch.arange(4) % 3)
+        assert found.loss_max == found.outputs_max == 0
 
 
 def test_low_precision_norms_are_taken_in_float32():

@@ -250,4 +250,4 @@ def _attack_batch(
     with torch.enable_grad():
         adversarial = attack(model, batch, labels)
     check_adversarial(caller, "what attack returns", adversarial, batch)
-    return adversarial.detach()
+    return adversarial

@@ -267,7 +267,7 @@ def test_accuracy_names_bad_input(batch):
     message = "accuracy: inputs must hold at least one sample, got shape (0, 6)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         accuracy(smooth_model(), inputs[:0], targets[:0])
-    message = "accuracy: targets must be classes of model, 0 to 2, got 1 to 3"
+    message = "accuracy: targets must lie in [0, 3), the model's classes, got values from 1 to 3"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         accuracy(smooth_model(), inputs, targets + 1)
     message = "accuracy: model must return finite outputs, got infinite ones or NaN"

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.passes import Advance, check_adversarial, check_data, correct
+from robustkern.evaluation.passes import (
+    Advance,
+    check_adversarial,
+    check_data,
+    check_samples,
+    correct,
+)
 from robustkern.evaluation.sensitivity import norms
 
 
@@ -76,7 +82,7 @@ class Detector:
             raise ValueError(
                 f"Detector.fit: false_positive_rate must lie in (0, 1), got {false_positive_rate}"
             )
-        check_data("Detector.fit", model, inputs)
+        check_samples("Detector.fit", model, inputs)
         allowed = math.floor((len(inputs) + 1) * false_positive_rate)
         if not allowed:
             raise ValueError(
@@ -109,7 +115,7 @@ class Detector:
             TypeError: as `fit` raises it.
             ValueError: as `fit` raises it.
         """
-        check_data("Detector.score", model, inputs)
+        check_samples("Detector.score", model, inputs)
         return norms("Detector.score", model, inputs, None, self.p, batch_size, advance)
 
     def flag(
@@ -135,7 +141,7 @@ class Detector:
             TypeError: as `fit` raises it.
             ValueError: as `fit` raises it.
         """
-        check_data("Detector.flag", model, inputs)
+        check_samples("Detector.flag", model, inputs)
         scores = norms("Detector.flag", model, inputs, None, self.p, batch_size, advance)
         return scores > self.threshold
 

@@ -16,6 +16,7 @@ from robustkern.evaluation.passes import (
     Advance,
     check_adversarial,
     check_data,
+    check_samples,
     correct,
     predictions,
 )
@@ -176,7 +177,7 @@ def deepfool_robustness(
         DeepFoolRobustness(rho=1.0, changed=2, unchanged=0)
     """
     caller = "deepfool_robustness"
-    check_data(caller, model, inputs)
+    check_samples(caller, model, inputs)
     check_adversarial(caller, "adversarial", adversarial, inputs)
     lengths = inputs.flatten(1).norm(dim=1)
     if not lengths.all():

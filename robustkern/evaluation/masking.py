@@ -18,6 +18,7 @@ from robustkern.evaluation.passes import (
     by_batch,
     check_adversarial,
     check_data,
+    check_samples,
     correct,
     logit_gaps,
     logits,
@@ -290,7 +291,7 @@ def softmax_along_segment(
 ) -> Tensor:
     r"""Class probabilities on the way from clean to adversarial inputs (Roth et al. 2018, fig. 6).
 
-    .. math:: \mathrm{softmax}\, f((1 - t)\, x + t\, x_{\mathrm{adv}}), \qquad t = 0, \dots, 1
+    .. math:: \mathrm{softmax}\, f((1 - t)\, x + t\, x_{\mathrm{adv}}), \qquad t \in [0, 1]
 
     Args:
         model: maps (N, \*D) to (N, classes), logits; taken in eval mode.
@@ -316,7 +317,7 @@ def softmax_along_segment(
                  [0.2689, 0.7311]]])
     """
     caller = "softmax_along_segment"
-    check_data(caller, model, inputs)
+    check_samples(caller, model, inputs)
     check_adversarial(caller, "adversarial", adversarial, inputs)
     if points < 2:
         raise ValueError(f"{caller}: points must be at least 2, got {points}")

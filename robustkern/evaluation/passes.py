@@ -38,14 +38,13 @@ def adversarial_inputs(
         advance: called with the number of samples after each batch; in all N samples.
 
     Returns:
-        (N, \*D), dtype and device of `inputs`, detached.
+        (N, \*D), on the device of `inputs`, of the dtype that the attack returns, detached.
 
     Raises:
         TypeError: `model` is no module, `inputs` are not floating point, `targets` not int64, or
             the attack returns no tensor.
-        ValueError: no samples, `inputs` outside [0, 1], `targets` of another shape or all of one
-            class, `batch_size` below 1, or the attack returns another shape or values outside
-            [0, 1].
+        ValueError: no samples, `inputs` outside [0, 1], `targets` of another shape, `batch_size`
+            below 1, or the attack returns another shape or values outside [0, 1].
 
     Example:
         >>> from robustkern.evaluation import fgsm
@@ -57,7 +56,7 @@ def adversarial_inputs(
                 [0.0000]])
     """
     caller = "adversarial_inputs"
-    check_data(caller, model, inputs, targets)
+    check_samples(caller, model, inputs, targets)
     return attacked(caller, model, inputs, targets, attack, batch_size, advance)
 
 
@@ -75,7 +74,7 @@ def attacked(
     def found(batch: Tensor, labels: Tensor) -> Tensor:
         return _attack_batch(caller, model, batch, labels, attack)
 
-    return by_batch(caller, model, found, inputs, targets, batch_size, advance).to(inputs.dtype)
+    return by_batch(caller, model, found, inputs, targets, batch_size, advance)
 
 
 def correct(
@@ -189,10 +188,19 @@ def logits(caller: str, model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
-def check_data(
+def check_data(caller: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse samples as `check_samples` does, and those on which a constant would be right."""
+    check_samples(caller, model, inputs, targets)
+    if targets.min() == targets.max():
+        raise ValueError(
+            f"{caller}: targets must hold at least two classes, got {int(targets[0])} only"
+        )
+
+
+def check_samples(
     caller: str, model: nn.Module, inputs: Tensor, targets: Tensor | None = None
 ) -> None:
-    """Refuse what no classifier can be measured on; the labels' range is `check_labels`'s."""
+    """Refuse what is no network, no inputs or no labels; the labels' range is `check_labels`'s."""
     labels = inputs if targets is None else targets
     if targets is not None and not (isinstance(targets, Tensor) and targets.dtype == torch.int64):
         came = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
@@ -202,14 +210,8 @@ def check_data(
         raise ValueError(
             f"{caller}: inputs must be (N, *D) with at least one sample, got {tuple(inputs.shape)}"
         )
-    if targets is None:
-        return
-    if targets.dim() != 1:
+    if targets is not None and targets.dim() != 1:
         raise ValueError(f"{caller}: targets must be (N,), got {tuple(targets.shape)}")
-    if targets.min() == targets.max():
-        raise ValueError(
-            f"{caller}: targets must hold at least two classes, got {int(targets[0])} only"
-        )
 
 
 def check_labels(caller: str, labels: Tensor, outputs: Tensor) -> None:
@@ -217,8 +219,8 @@ def check_labels(caller: str, labels: Tensor, outputs: Tensor) -> None:
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= outputs.shape[1]:
         raise ValueError(
-            f"{caller}: targets must be classes of model, 0 to {outputs.shape[1] - 1}, "
-            f"got {low} to {high}"
+            f"{caller}: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
+            f"got values from {low} to {high}"
         )
 
 

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkern import functional
-from robustkern.evaluation.passes import Advance, by_batch, check_data, check_labels, logits
+from robustkern.evaluation.passes import (
+    Advance,
+    by_batch,
+    check_data,
+    check_labels,
+    check_samples,
+    logits,
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,8 @@ def gradient_norms(
 
     Raises:
         TypeError: `model` is no module, `inputs` are not floating point or `targets` not int64.
-        ValueError: another p, no samples, `inputs` outside [0, 1], `targets` of another shape, out
-            of range or all of one class, outputs that are not (N, classes) or not finite, or
-            `batch_size` below 1.
+        ValueError: another p, no samples, `inputs` outside [0, 1], `targets` of another shape or
+            out of range, outputs that are not (N, classes) or not finite, or `batch_size` below 1.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -64,7 +70,7 @@ def gradient_norms(
         tensor([2.0000, 0.4768])
     """
     caller = "gradient_norms"
-    check_data(caller, model, inputs, targets)
+    check_samples(caller, model, inputs, targets)
     return norms(caller, model, inputs, targets, p, batch_size, advance)
 
 
@@ -121,7 +127,7 @@ def gradient_statistics(
 
     Raises:
         TypeError: as `gradient_norms` raises it.
-        ValueError: as `gradient_norms` raises it.
+        ValueError: as `gradient_norms` raises it, and for `targets` all of one class.
 
     Example:
         >>> model = nn.Linear(1, 2)

@@ -33,16 +33,13 @@ from robustkern.evaluation.distances import (
     adversarial_distances,
     deepfool_robustness,
 )
+from robustkern.evaluation.failures import FailureIndicators, Indicator, failure_indicators
 from robustkern.evaluation.lrc import lrc, lrc_accuracy
 from robustkern.evaluation.masking import (
-    FailureIndicators,
-    Indicator,
     LabelLeaking,
     MaskingScatter,
-    failure_indicators,
     label_leaking,
     masking_scatter,
-    softmax_along_segment,
 )
 from robustkern.evaluation.passes import adversarial_inputs
 from robustkern.evaluation.perturbations import (
@@ -51,6 +48,7 @@ from robustkern.evaluation.perturbations import (
     gradient_source,
     pgd_source,
 )
+from robustkern.evaluation.segment import softmax_along_segment
 from robustkern.evaluation.sensitivity import (
     GradientStatistics,
     gradient_norms,

@@ -145,7 +145,7 @@ def test_batches_change_nothing_and_are_reported(name):
     model = Network().train()
     whole = flat(measure(model, *data()))
     parts = flat(measure(model, *data(), batch_size=7, advance=sizes.append))
-    assert whole == pytest.approx(parts, rel=1e-5)
+    assert whole == pytest.approx(parts, rel=1e-4)
     assert sizes == [7, 7, 7, 3] * passes
 
 

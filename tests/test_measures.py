@@ -43,11 +43,11 @@ MEASURES = {
         lambda m, x, y, a, **k: detection_table(Detector(1.0), m, x, y, {"a": a}, **k), 4,
     ),
     "masking_scatter": (lambda m, x, y, a, **k: masking_scatter(m, x, y, a, x, **k), 2),
-    "label_leaking": (lambda m, x, y, a, **k: label_leaking(m, x, y, attack, **k), 6),
+    "label_leaking": (lambda m, x, y, a, **k: label_leaking(m, x, y, attack, **k), 5),
     "failure_indicators": (
         lambda m, x, y, a, **k: failure_indicators(
             m, x, y, white_box=a, black_box=a, large=a, **k
-        ), 7,
+        ), 5,
     ),
     "transfer_matrix": (lambda m, x, y, a, **k: transfer_matrix({"m": m}, x, y, attack, **k), 2),
     "Detector.fit": (lambda m, x, y, a, **k: Detector.fit(m, x, **k), 1),
@@ -59,7 +59,7 @@ MEASURES = {
     ),
 }  # fmt: skip
 LABELLED = list(MEASURES)[:11]
-ATTACKING = ("adversarial_inputs", "accuracy_curve", "label_leaking", "transfer_matrix")
+ATTACKING = ("adversarial_inputs", "accuracy_curve", "transfer_matrix")
 PER_SAMPLE = ("adversarial_inputs", "gradient_norms")
 ADVERSARIAL = {
     "attack_ladder": "adversarial['a']",
@@ -292,6 +292,15 @@ def test_measures_name_bad_adversarial_inputs(name):
     ):
         with pytest.raises(kind, match=message_of(name, f"{ADVERSARIAL[name]} {message}")):
             measure(Network(), inputs, targets, wrong)
+
+
+def test_tensors_must_be_on_one_device():
+    inputs, targets, moved = data()
+    got = re.escape(f"must be on inputs' device, got {inputs.device} and meta")
+    with pytest.raises(ValueError, match=f"^gradient_norms: targets {got}$"):
+        gradient_norms(Network(), inputs, targets.to("meta"))
+    with pytest.raises(ValueError, match=f"^deepfool_robustness: adversarial {got}$"):
+        deepfool_robustness(Network(), inputs, moved.to("meta"))
 
 
 def test_what_an_attack_returns_is_checked():

@@ -18,7 +18,7 @@ from robustkern.evaluation.passes import (
     check_data,
     check_samples,
     correct,
-    predictions,
+    outputs_of,
 )
 
 
@@ -184,8 +184,10 @@ def deepfool_robustness(
         raise ValueError(
             f"{caller}: inputs must not be all zero, got {int((lengths == 0).sum())} such samples"
         )
-    before = predictions(caller, model, inputs, batch_size, advance)
-    changed = before != predictions(caller, model, adversarial, batch_size, advance)
+    before, after = (
+        outputs_of(caller, model, x, batch_size, advance).argmax(1) for x in (inputs, adversarial)
+    )
+    changed = before != after
     ratios = (adversarial - inputs).flatten(1).norm(dim=1) / lengths
     found = int(changed.sum())
     rho = ratios[changed].mean().item() if found else None

@@ -5,17 +5,17 @@ None of them proves it, and their absence proves nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustkern.evaluation.passes import (
     Advance,
     check_adversarial,
     check_data,
-    correct,
-    losses,
+    outputs_of,
 )
 from robustkern.evaluation.sensitivity import norms
 
@@ -79,7 +79,7 @@ def failure_indicators(
         large: (N, \*D), those of the gradient attack at an eps that no network can stand, in
             L-infinity 0.5 and more, where every image can become grey.
         batch_size: samples per pass.
-        advance: called with the number of samples after each batch; in all 7 N samples.
+        advance: called with the number of samples after each batch; in all 5 N samples.
 
     Returns:
         The indicators.
@@ -91,6 +91,7 @@ def failure_indicators(
             `batch_size` below 1.
 
     Example:
+        >>> import torch
         >>> inputs, targets = torch.tensor([[0.75, 0.25], [0.0, 0.5]]), torch.tensor([0, 1])
         >>> moved = inputs.flip(1)
         >>> found = failure_indicators(
@@ -106,25 +107,30 @@ def failure_indicators(
     for name, found in (("white_box", white_box), ("black_box", black_box), ("large", large)):
         check_adversarial(caller, name, found, inputs)
 
-    def right(found: Tensor) -> Tensor:
-        return correct(caller, model, found, targets, None, batch_size, advance)
+    def outputs(found: Tensor) -> Tensor:
+        return outputs_of(caller, model, found, batch_size, advance)
 
-    def loss(found: Tensor) -> Tensor:
-        return losses(caller, model, found, targets, batch_size, advance)
+    def right(outputs: Tensor) -> Tensor:
+        return outputs.argmax(1) == targets
 
-    before = right(inputs)
+    def accuracy(outputs: Tensor) -> float:
+        return int(right(outputs).sum()) / len(inputs)
+
+    def loss(outputs: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    gradients = norms(caller, model, inputs, targets, math.inf, batch_size, advance)
+    clean, attacked = outputs(inputs), outputs(white_box)
 
     def share(samples: Tensor) -> float:
         # Misclassified ones an attack need not touch.
+        before = right(clean)
         return int((samples & before).sum()) / max(int(before.sum()), 1)
 
-    def accuracy(found: Tensor) -> float:
-        return int(right(found).sum()) / len(inputs)
-
-    zero = share(norms(caller, model, inputs, targets, torch.inf, batch_size, advance) == 0)
-    flat = share(loss(white_box) <= loss(inputs))
-    stronger = accuracy(white_box) - accuracy(black_box)
-    standing = accuracy(large)
+    zero = share(gradients == 0)
+    flat = share(loss(attacked) <= loss(clean))
+    stronger = accuracy(attacked) - accuracy(outputs(black_box))
+    standing = accuracy(outputs(large))
     return FailureIndicators(
         zero_gradients=Indicator(zero > _STRAY, zero),
         flat_loss=Indicator(flat > _STRAY, flat),

@@ -6,6 +6,7 @@ signs proves it, and their absence proves nothing: always report a gradient-free
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from robustkern.evaluation.passes import (
     attacked,
     check_adversarial,
     check_data,
-    correct,
-    logit_gaps,
-    predictions,
+    check_labels,
+    outputs_of,
 )
 
 
@@ -81,10 +81,15 @@ def masking_scatter(
     check_data(caller, model, inputs, targets)
     check_adversarial(caller, "white_box", white_box, inputs)
     check_adversarial(caller, "black_box", black_box, inputs)
-    return MaskingScatter(
-        logit_gaps(caller, model, white_box, targets, batch_size, advance),
-        logit_gaps(caller, model, black_box, targets, batch_size, advance),
-    )
+
+    def gap(found: Tensor) -> Tensor:
+        outputs = outputs_of(caller, model, found, batch_size, advance)
+        check_labels(caller, targets, outputs)
+        true = targets.unsqueeze(1)
+        others = outputs.scatter(1, true, -math.inf).amax(1)
+        return outputs.gather(1, true).squeeze(1) - others
+
+    return MaskingScatter(gap(white_box), gap(black_box))
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def label_leaking(
         attack: `attack(model, inputs, labels)` gives adversarial inputs for a batch, as `fgsm` of
             some eps does.
         batch_size: samples per pass.
-        advance: called with the number of samples after each batch; in all 6 N samples.
+        advance: called with the number of samples after each batch; in all 5 N samples.
 
     Returns:
         The accuracies and `leaks`.
@@ -151,13 +156,14 @@ def label_leaking(
     caller = "label_leaking"
     check_data(caller, model, inputs, targets)
 
-    def accuracy(found: Tensor) -> float:
-        right = correct(caller, model, found, targets, None, batch_size, advance)
+    clean = outputs_of(caller, model, inputs, batch_size, advance)
+    check_labels(caller, targets, clean)
+    predicted = clean.argmax(1)
+
+    def accuracy(labels: Tensor) -> float:
+        found = attacked(caller, model, inputs, labels, attack, batch_size, advance)
+        right = outputs_of(caller, model, found, batch_size, advance).argmax(1) == targets
         return int(right.sum()) / len(right)
 
-    predicted = predictions(caller, model, inputs, batch_size, advance)
-    at_true, at_predicted = (
-        attacked(caller, model, inputs, labels, attack, batch_size, advance)
-        for labels in (targets, predicted)
-    )
-    return LabelLeaking(accuracy(inputs), accuracy(at_true), accuracy(at_predicted))
+    right = int((predicted == targets).sum())
+    return LabelLeaking(right / len(inputs), accuracy(targets), accuracy(predicted))

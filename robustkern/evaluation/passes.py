@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robustkern.evaluation.attacks import _check, evaluating
 
@@ -77,6 +76,17 @@ def attacked(
     return by_batch(caller, model, found, inputs, targets, batch_size, advance)
 
 
+def outputs_of(
+    caller: str, model: nn.Module, inputs: Tensor, batch_size: int, advance: Advance | None
+) -> Tensor:
+    """The model's outputs, checked: (N, classes), float32 or better."""
+
+    def found(batch: Tensor) -> Tensor:
+        return logits(caller, model, batch)
+
+    return by_batch(caller, model, found, inputs, None, batch_size, advance)
+
+
 def correct(
     caller: str,
     model: nn.Module,
@@ -96,55 +106,6 @@ def correct(
         return outputs.argmax(1) == labels
 
     return by_batch(caller, model, right, inputs, targets, batch_size, advance)
-
-
-def predictions(
-    caller: str, model: nn.Module, inputs: Tensor, batch_size: int, advance: Advance | None
-) -> Tensor:
-    """The class of each sample's largest output: (N,) int64."""
-
-    def predict(batch: Tensor) -> Tensor:
-        return logits(caller, model, batch).argmax(1)
-
-    return by_batch(caller, model, predict, inputs, None, batch_size, advance)
-
-
-def logit_gaps(
-    caller: str,
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    batch_size: int,
-    advance: Advance | None,
-) -> Tensor:
-    """The true class's logit less the largest other one: (N,), negative where misclassified."""
-
-    def gap(batch: Tensor, labels: Tensor) -> Tensor:
-        outputs = logits(caller, model, batch)
-        check_labels(caller, labels, outputs)
-        true = labels.unsqueeze(1)
-        others = outputs.scatter(1, true, -torch.inf).amax(1)
-        return outputs.gather(1, true).squeeze(1) - others
-
-    return by_batch(caller, model, gap, inputs, targets, batch_size, advance)
-
-
-def losses(
-    caller: str,
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    batch_size: int,
-    advance: Advance | None,
-) -> Tensor:
-    """The cross entropy of each sample: (N,)."""
-
-    def loss(batch: Tensor, labels: Tensor) -> Tensor:
-        outputs = logits(caller, model, batch)
-        check_labels(caller, labels, outputs)
-        return F.cross_entropy(outputs, labels, reduction="none")
-
-    return by_batch(caller, model, loss, inputs, targets, batch_size, advance)
 
 
 def by_batch(
@@ -209,6 +170,10 @@ def check_samples(
     if inputs.dim() < 2 or not inputs.numel():
         raise ValueError(
             f"{caller}: inputs must be (N, *D) with at least one sample, got {tuple(inputs.shape)}"
+        )
+    if labels.device != inputs.device:
+        raise ValueError(
+            f"{caller}: targets must be on inputs' device, got {inputs.device} and {labels.device}"
         )
     if targets is not None and targets.dim() != 1:
         raise ValueError(f"{caller}: targets must be (N,), got {tuple(targets.shape)}")

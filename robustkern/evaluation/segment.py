@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.passes import (
-    Advance,
-    by_batch,
-    check_adversarial,
-    check_samples,
-    logits,
-)
+from robustkern.evaluation.passes import Advance, check_adversarial, check_samples, outputs_of
 
 
 def softmax_along_segment(
@@ -56,12 +50,9 @@ def softmax_along_segment(
     if points < 2:
         raise ValueError(f"{caller}: points must be at least 2, got {points}")
 
-    def softmax(batch: Tensor) -> Tensor:
-        return logits(caller, model, batch).softmax(1)
-
     return torch.stack(
         [
-            by_batch(caller, model, softmax, between, None, batch_size, advance)
+            outputs_of(caller, model, between, batch_size, advance).softmax(1)
             for between in (
                 inputs.lerp(adversarial.to(inputs.dtype), step / (points - 1))
                 for step in range(points)

@@ -267,3 +267,9 @@ def test_accuracy_names_bad_input(batch):
     message = "accuracy: inputs must hold at least one sample, got shape (0, 6)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         accuracy(smooth_model(), inputs[:0], targets[:0])
+    message = "accuracy: targets must lie in [0, 3), the model's classes, got values from 1 to 3"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        accuracy(smooth_model(), inputs, targets + 1)
+    message = "accuracy: model must return finite outputs, got infinite ones or NaN"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        accuracy(smooth_model(), inputs * torch.nan, targets)

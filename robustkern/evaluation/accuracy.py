@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import evaluating, fgsm, pgd
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+from robustkern.evaluation.attacks import fgsm, pgd
+from robustkern.evaluation.passes import Attack, correct
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,10 @@ def accuracy(
         A number in [0, 1].
 
     Raises:
-        ValueError: no samples, or `targets` of another length.
+        TypeError: `model` or `attack` returns no tensor.
+        ValueError: no samples, `targets` of another length or out of range, outputs that are not
+            (N, classes) or not finite, an attack that returns another shape or values outside
+            [0, 1], or `batch_size` below 1.
 
     Example:
         >>> accuracy(nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
@@ -62,19 +64,8 @@ def accuracy(
         raise ValueError(
             f"accuracy: inputs must hold at least one sample, got shape {tuple(inputs.shape)}"
         )
-    example = next(model.parameters(), inputs)
-    right = 0
-    with evaluating(model), torch.no_grad():
-        for batch, labels in zip(
-            torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True
-        ):
-            batch, labels = batch.to(example), labels.to(example.device)
-            if attack is not None:
-                batch = attack(model, batch, labels)
-            right += int((model(batch).argmax(dim=1) == labels).sum())
-            if advance is not None:
-                advance(len(batch))
-    return right / len(inputs)
+    right = correct("accuracy", model, inputs, targets, attack, batch_size, advance)
+    return int(right.sum()) / len(inputs)
 
 
 def robust_accuracy(
@@ -105,6 +96,7 @@ def robust_accuracy(
         The accuracies, in the order of `eps`.
 
     Raises:
+        TypeError: as `accuracy`, `fgsm` and `pgd` raise it.
         ValueError: as `accuracy`, `fgsm` and `pgd` raise it.
 
     Example:

@@ -26,7 +26,7 @@ PENALTIES = {
 
 
 def methods():
-    """Every step, the same on both ranks, and the exchanges that the longest of them makes."""
+    """Every step, the same on both ranks, and what it exchanges besides gradients, alone."""
     torch.manual_seed(distributed.get_rank())
     inputs, targets = torch.rand(SAMPLES, 3, 32, 32), torch.randint(10, (SAMPLES,))
     torch.manual_seed(0)
@@ -40,32 +40,40 @@ def methods():
         model.zero_grad()
         robustkern.backward(model, inputs, targets, penalty)
 
-    def exchanges(count):
-        for _ in range(count):
-            ranks.gather(inputs.device)
+    def exchanges(made):
+        for size in made:
+            if size:
+                distributed.all_reduce(torch.zeros(size))
+            else:
+                ranks.gather(inputs.device)
 
-    counts = {name: count_exchanges(step, penalty) for name, penalty in PENALTIES.items()}
+    made = {name: exchanges_of(step, penalty) for name, penalty in PENALTIES.items()}
     return {
         "plain": plain,
         **{name: lambda p=penalty: step(p) for name, penalty in PENALTIES.items()},
-        **{f"{name}'s exchanges alone": lambda c=c: exchanges(c) for name, c in counts.items()},
+        **{f"{name}'s exchanges alone": lambda m=m: exchanges(m) for name, m in made.items()},
     }
 
 
-def count_exchanges(step, penalty):
-    count = 0
+def exchanges_of(step, penalty):
+    """The exchanges of a step: 0 for the small one, else the numbers that are summed."""
+    made = []
+    gather, total = ranks._all_gather, ranks.total
 
-    def counting(slots):
-        nonlocal count
-        count += 1
-        return original(slots)
+    def gathering(slots):
+        made.append(0)
+        return gather(slots)
 
-    original, ranks._all_gather = ranks._all_gather, counting
+    def summing(values):
+        made.append(values.numel())
+        return total(values)
+
+    ranks._all_gather, ranks.total = gathering, summing
     try:
         step(penalty)
     finally:
-        ranks._all_gather = original
-    return count
+        ranks._all_gather, ranks.total = gather, total
+    return made
 
 
 def join(rank, store):
@@ -116,7 +124,8 @@ def test_ranks(lead, compare, device):
         f"two ranks|ResNet width 24, 2-2-2-2|N={SAMPLES} each, 3x32x32|float32|cpu",
         lead,
         baseline="plain",
-        rounds=15,
+        rounds=30,
+        limits={f"{name}'s exchanges alone": 0.02 for name in PENALTIES},
     )
 
 

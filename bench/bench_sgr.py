@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from robustkern import CovarianceFunction
 from robustkern.evaluation import accuracy, lrc_accuracy, pgd
+from robustkern.training.adversarial import lrc_augmentation
 from robustkern.training.data import Dataset, load
 from robustkern.training.models import Normalize, cnn, pixel_statistics
 from robustkern.training.penalty import ScheduledPenalty
@@ -76,8 +77,8 @@ def trainer(method: str, strength: float, model: nn.Module, data: Dataset, seed:
     if method == "SGR":
         # The data's variance makes the weight a noise-to-signal ratio.
         penalty.penalty.covariance.standardize(variance(data))
-    noise = strength if method == "LRC-trained" else 0.0
-    return Trainer(model, data, penalty, lrc_eps=noise, seed=seed)
+    noise = lrc_augmentation(data.shape, strength) if method == "LRC-trained" else None
+    return Trainer(model, data, penalty, augmentation=noise, seed=seed)
 
 
 def variance(data: Dataset) -> float:

@@ -81,6 +81,7 @@ def compare(benchmark, request, device):
         limit: Callable[[], float] | None = None,
         cold: bool = False,
         graphs: bool = False,
+        limits: dict[str, float] | None = None,
         **facts: Any,
     ) -> dict[str, float]:
         """Median seconds by method; each is called with the inputs.
@@ -92,7 +93,8 @@ def compare(benchmark, request, device):
         of the CPU's caches before every call, for sizes that do not stay there anyway. On a GPU
         the calls go through copies of the inputs that no cache holds together, and each row has the
         peak memory of a call; `graphs` times them once more by the replay of a CUDA graph, without
-        the launches that bound small sizes.
+        the launches that bound small sizes. A ratio above its method's among the `limits` fails,
+        once all is written.
         """
         if request.config.getoption("--smoke"):
             rounds, warmup = 1, 0
@@ -146,6 +148,9 @@ def compare(benchmark, request, device):
                 benchmark.extra_info[name] = row
             ROWS.append(row)
         _save(request.config)
+        if not request.config.getoption("--smoke"):
+            ratios = {name: benchmark.extra_info[name]["ratio"] for name in limits or {}}
+            assert all(ratios[name] <= limit for name, limit in (limits or {}).items()), ratios
         return medians
 
     return run

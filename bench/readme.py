@@ -111,8 +111,7 @@ def steps(chosen: Callable[[str], bool]) -> str:
         kind, *setting = group.split("|")
         if chosen(kind):
             rows = [
-                [r["method"], f"{1e3 * r['median_s']:.3g} ms", f"{r['ratio']:.3g}"]
-                for r in of_group
+                [r["method"], milliseconds(r["median_s"]), f"{r['ratio']:.3g}"] for r in of_group
             ]
             header = [
                 f"{kind}: {', '.join(setting)}",
@@ -121,6 +120,11 @@ def steps(chosen: Callable[[str], bool]) -> str:
             ]
             text += table(header, rows)
     return text
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def ops() -> str:

@@ -33,7 +33,8 @@ def train_epoch(
             robustkern.backward(model, inputs, targets, penalty, scaler=accelerator.scaler)
             if accelerator.sync_gradients:
                 for parameter in model.parameters():
-                    parameter.grad /= accelerator.gradient_accumulation_steps
+                    if parameter.grad is not None:
+                        parameter.grad /= accelerator.gradient_accumulation_steps
                 accelerator.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
             optimizer.zero_grad()

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import robustkern
+from robustkern.training.adversarial import DEFAULTS as ADVERSARIAL
 from robustkern.training.covariance import (
     DECAY_LENGTHS,
     EPS,
@@ -34,6 +35,8 @@ A schedule is a number, or EPOCH:VALUE,EPOCH:VALUE,... with straight lines betwe
 
 Options of a penalty follow its --penalty; several penalties are added:
   robustkern train --penalty cure --weight 0.3 --h 0:0,5:0.5 --penalty gn --weight 0.1 --every 2
+Adversarial training, alone or with penalties, which are then taken at the attacked images:
+  robustkern train --adversarial pgd --adversarial-eps 0.1 --penalty gn --weight 0.1
 An interrupted run goes on with the same command and --resume.
 """
 
@@ -95,6 +98,22 @@ class _SetPenaltyOption(argparse.Action):
         namespace.penalties[-1][self.dest] = True if self.nargs == 0 else values
 
 
+class _BeginAdversarial(argparse.Action):
+    """Name the adversarial training."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        namespace.adversarial = {"name": values}
+
+
+class _SetAdversarialOption(argparse.Action):
+    """Set an option of the adversarial training."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if namespace.adversarial is None:
+            parser.error(f"{option_string} must follow --adversarial")
+        namespace.adversarial[self.dest] = values
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="robustkern", description="Train image classifiers that small changes do not fool."
@@ -143,6 +162,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_optional(group, "--model", str, f"{models} (default: cnn, or that of --init)")
     _add_optional(group, "--init", str, "checkpoint to start from, for fine-tuning", "CHECKPOINT")
     _add_penalties(parser.add_argument_group("penalties"))
+    _add_adversarial(parser.add_argument_group("adversarial training"))
     group = parser.add_argument_group("training")
     _add(group, "--epochs", new.epochs, "passes over the training images")
     _add(group, "--batch-size", new.batch_size, "images per step")
@@ -152,8 +172,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add(group, "--weight-decay", new.weight_decay, "L2, in the optimizer")
     _add(group, "--crop", new.crop, "shift images by up to so many pixels, zeros coming in")
     group.add_argument("--flip", action="store_true", help="mirror images at random")
-    _add(group, "--lrc-eps", new.lrc_eps, "deviation of long-range-correlated noise to train with")
-    _add(group, "--lrc-length", new.lrc_length, "decay length of that noise, in pixels")
     _add(
         group,
         "--precision",
@@ -214,7 +232,8 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
     option(
         "--source",
-        "of SGR's covariance: the gradients, their signs, or an attack at predicted labels",
+        "of SGR's covariance: the gradients or their signs, at the true labels or predicted "
+        "ones, or an attack at predicted labels",
         choices=SOURCES,
     )
     option("--attack-eps", "largest change of a pixel by the sources fgsm and pgd", type=float)
@@ -228,6 +247,39 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--decay", "of SGR's running covariance", type=float)
     option("--update-every", "steps between updates of SGR's covariance", type=int)
     option("--every", "apply only at every K-th step, K times as strong", type=int, metavar="K")
+
+
+def _add_adversarial(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--adversarial",
+        action=_BeginAdversarial,
+        choices=tuple(ADVERSARIAL),
+        help="train on attacked or noisy images, with any penalty or none: fgsm-rs (one step from "
+        "a random start), pgd, deepfool (for fine-tuning), trades (clean images, and divergence of "
+        "attacked ones), uniform or lrc (long-range-correlated) noise; its options follow it",
+    )
+
+    def option(key: str, kind: Any, text: str) -> None:
+        kept = {name: options[key] for name, options in ADVERSARIAL.items() if key in options}
+        known = [f"{name} {value:g}" for name, value in kept.items() if value is not None]
+        group.add_argument(
+            f"--adversarial-{key.replace('_', '-')}",
+            dest=key,
+            action=_SetAdversarialOption,
+            default=argparse.SUPPRESS,
+            type=kind,
+            help=f"{text} (default: {', '.join(known)})" if known else text,
+        )
+
+    option("eps", _number, "largest change of a pixel, of lrc the deviation: as in 0.1 or 8/255")
+    option("steps", int, "of the attack")
+    option(
+        "step_size",
+        _number,
+        "length of a step of the attack (default: 1.25 eps for fgsm-rs, else 2.5 eps / steps)",
+    )
+    option("beta", float, "weight of the divergence in trades")
+    option("decay_length", float, "of lrc, in pixels")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +345,13 @@ def _numbers(text: str) -> list[float]:
         return [float(Fraction(part)) for part in text.split(",")]
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"must be numbers or fractions, got {text}") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"must be a number or a fraction, got {text}") from error
 
 
 def _variance(text: str) -> float | str:

@@ -41,3 +41,19 @@ def gradient(model):
     """All parameter gradients in one vector, zero where there is none."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([g.flatten() for g in gradients])
+
+
+def linear(weight, bias=None):
+    """A softmax classifier, whose gradients and distances are known; a row for each class."""
+    weight = torch.as_tensor(weight)
+    network = nn.Linear(weight.shape[1], len(weight), dtype=weight.dtype)
+    network.weight.data.copy_(weight)
+    network.bias.data.copy_(torch.zeros(len(weight)) if bias is None else torch.as_tensor(bias))
+    return network
+
+
+def pixels(samples, size, dtype=torch.float64, seed=0):
+    """Vectors of pixels in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(samples, size, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device(), dtype)

@@ -384,9 +384,6 @@ def test_adversarial_inputs_are_those_of_the_batches(batch, dtype):
     assert torch.equal(found[5:10], pgd(model, inputs[5:10].to(dtype), targets[5:10], 0.1))
     attacked = accuracy(model, inputs, targets, attack=partial(pgd, eps=0.1), batch_size=5)
     assert accuracy(model, found, targets) == attacked
-    message = r"^adversarial_inputs: inputs must hold at least one sample, got shape \(0, 6\)$"
-    with pytest.raises(ValueError, match=message):
-        adversarial_inputs(model, inputs[:0], targets[:0], pgd)
 
 
 def test_accuracy_names_bad_input(batch):
@@ -397,3 +394,9 @@ def test_accuracy_names_bad_input(batch):
     message = "accuracy: inputs must hold at least one sample, got shape (0, 6)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         accuracy(smooth_model(), inputs[:0], targets[:0])
+    message = "accuracy: targets must lie in [0, 3), the model's classes, got values from 1 to 3"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        accuracy(smooth_model(), inputs, targets + 1)
+    message = "accuracy: model must return finite outputs, got infinite ones or NaN"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        accuracy(smooth_model(), inputs * torch.nan, targets)

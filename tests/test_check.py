@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import robustkern
 from robustkern import CURE, SGR, CovarianceFunction, GradientPenalty, Lazy
+from robustkern.evaluation import fgsm_source, gradient_source, pgd_source
 
 GN = GradientPenalty(1.0, p=2, power=2)
 
@@ -92,6 +93,64 @@ def test_a_penalty_that_is_constant_moves_nothing():
     assert report.verdict.startswith("idle: the penalty moves no parameter")
     assert (report.strength, report.cosine, report.shift, report.forward) == (0, None, None, 1)
     assert len(report.unmoved) == 7
+
+
+def test_a_loss_without_gradient_has_no_strength():
+    report = check(loss_fn=lambda o, t: 0 * F.cross_entropy(o, t))
+    assert report.strength == 0
+    assert report.verdict.startswith("idle")
+
+    class OfItsOwn(robustkern.Penalty):
+        def objective(self, outputs, targets):
+            return outputs[:, 0].square()
+
+        def value(self, gradient):
+            return gradient.square().sum()
+
+    assert check(penalty=OfItsOwn(), loss_fn=lambda o, t: 0 * o.sum()).strength is None
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "pgd", "gradient"])
+def test_sources_that_attack_the_model_are_compared_too(kind):
+    model = smooth(torch.float32, dropout=0.0)
+    source = {
+        "fgsm": lambda: fgsm_source(model, 0.1),
+        "pgd": lambda: pgd_source(model, 0.1, steps=2),
+        "gradient": lambda: gradient_source(model),
+    }[kind]()
+    report = check(model, SGR(1.0, CovarianceFunction(3, 8, 8), source))
+    assert report.cosine > 0.99  # float64 turns some signs
+    assert report.shift == pytest.approx(1e-3 * batch()[0].std().item(), rel=0.5)
+
+
+def test_a_model_that_returns_more_in_training_mode():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = smooth(torch.float32)
+
+        def forward(self, x):
+            return (self.network(x), 0) if self.training else self.network(x)
+
+    assert check(Two(), output=0).verdict == "fine"
+
+
+def test_a_covariance_that_has_learned_nothing_says_so_afterwards():
+    covariance = CovarianceFunction(3, 8, 8)
+    check(penalty=SGR(1.0, covariance))
+    with pytest.raises(ValueError, match="must be updated first"):
+        covariance.form(batch(torch.float32)[0])
+
+
+@pytest.mark.parametrize("switch", ["ieee", "tf32"])
+def test_the_newer_switches_of_tf32(switch):
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        convolutions.fp32_precision = switch
+        assert check().verdict == "fine"
+    finally:
+        convolutions.fp32_precision = before
 
 
 def test_a_shift_too_short_for_bfloat16_is_noisy():

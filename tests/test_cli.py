@@ -35,7 +35,9 @@ def test_train_then_evaluate(tmp_path, capsys):
     checkpoint = tmp_path / "checkpoint.pt"
     assert out[-1] == str(checkpoint)
     assert re.fullmatch(
-        r"epoch 1: loss \d\.\d{4}, penalty \d+\.\d{4}, clean accuracy \d+\.\d%, \d+\.\d s", out[0]
+        r"epoch 1: loss \d\.\d{4}, penalty \d+\.\d{4}, clean accuracy \d+\.\d%, "
+        r"4\.0 forward and 4\.0 backward passes a step, \d+\.\d s",
+        out[0],
     )
     options = load_checkpoint(checkpoint)["options"]
     assert options["penalties"] == [

@@ -1,6 +1,5 @@
-"""The covariance command, and training with the noise it measures."""
+"""The covariance command."""
 
-import copy
 import json
 import re
 import sys
@@ -8,18 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from robustkern.cli import main
 from robustkern.training.checkpoint import load_checkpoint
 from robustkern.training.covariance import covariance_report, covariance_table
 from robustkern.training.data import load
-from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.session import Options, train
-from robustkern.training.trainer import Trainer
 
 PICTURES = ["accuracy.png", "functions.png", "matrices.png", "samples.png"]
 SMALL = ["--test-size", "24", "--draws", "3", "--eps", "0.1,0.3,3/5", "--decay-lengths", "1,4"]
+NOISE = {"name": "lrc", "eps": 0.3, "decay_length": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +30,7 @@ def runs(tmp_path_factory):
     sizes = {"train_size": 256, "test_size": 20, "epochs": 2, "device": "cpu"}
     return [
         train(Options(output=str(folder / name), **sizes, **more))
-        for name, more in (("plain", {}), ("noisy", {"lrc_eps": 0.3, "lrc_length": 2.0}))
+        for name, more in (("plain", {}), ("noisy", {"adversarial": NOISE}))
     ]
 
 
@@ -158,57 +155,12 @@ def test_help_explains_every_option(capsys):
         assert len(re.sub(r"[-A-Z_{},\[\]a-z0-9]+", "x", entry).split()) > 2, entry
 
 
-def trainer(**options):
-    torch.manual_seed(0)
-    data = load("digits").first(96, 20)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    return Trainer(model, data, ScheduledPenalty([], data.shape), **options)
-
-
-def test_training_images_get_the_noise(monkeypatch):
-    given = []
-    run = trainer(lrc_eps=0.2, lrc_length=4.0)
-
-    def backward(inputs, targets):
-        given.append(inputs)
-        return Trainer.backward(run, inputs, targets)
-
-    monkeypatch.setattr(run, "backward", backward)
-    for _ in range(10):
-        run.step(torch.arange(96))
-    clean, noisy = run.data.x_train.repeat(10, 1, 1, 1), torch.cat(given)
-    assert noisy.min() >= 0
-    assert noisy.max() <= 1
-    # What the edges cannot have cut off: medians of pixels in the middle.
-    moved = (noisy - clean)[(clean > 0.4) & (clean < 0.6)]
-    assert abs(moved.median()) < 0.02
-    torch.testing.assert_close(moved.abs().median(), torch.tensor(0.2 * 0.6745), rtol=0.1, atol=0)
-
-
-def test_a_noisy_run_goes_on_where_it_stopped():
-    straight, resumed, plain = trainer(lrc_eps=0.2), trainer(lrc_eps=0.2), trainer()
-    for run in (straight, plain):
-        run.run_epoch()
-    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
-    for run in (straight, resumed, plain):
-        run.run_epoch()
-    assert torch.equal(straight.model[1].weight, resumed.model[1].weight)
-    assert not torch.equal(straight.model[1].weight, plain.model[1].weight)
-
-
-def test_the_noise_is_among_the_options(runs, tmp_path):
-    options = load_checkpoint(runs[1])["options"]
-    assert (options["lrc_eps"], options["lrc_length"]) == (0.3, 2.0)
-    with pytest.raises(ValueError, match=r"^Trainer: lrc_eps must be finite and not negative"):
-        train(Options(lrc_eps=-0.1, device="cpu", output=str(tmp_path)))
-
-
 def test_a_checkpoint_older_than_an_option_is_resumed(tmp_path):
     sizes = {"train_size": 64, "test_size": 20, "device": "cpu", "output": str(tmp_path)}
     path = train(Options(epochs=1, **sizes))
     content = torch.load(path, weights_only=True)
-    del content["options"]["lrc_eps"]
+    del content["options"]["adversarial"]
     torch.save(content, path)
-    with pytest.raises(ValueError, match=r"^train: lrc_eps must be .* made with, 0.0, got 0.5$"):
-        train(Options(epochs=2, lrc_eps=0.5, **sizes), resume=True)
+    with pytest.raises(ValueError, match=r"^train: adversarial must be .* made with, None, got "):
+        train(Options(epochs=2, adversarial=NOISE, **sizes), resume=True)
     assert len(load_checkpoint(train(Options(epochs=2, **sizes), resume=True))["log"]) == 2

@@ -178,6 +178,35 @@ def test_long_noise_on_large_images_and_in_inference_mode():
         assert inner.sample(3).isfinite().all()
 
 
+def test_standardized_exponential_noise_is_still_continued():
+    noise = CovarianceFunction.exponential(1, 65, 65, 40.0).standardize(0.25)
+    draws = noise.sample(200, torch.Generator().manual_seed(0))
+    assert draws.square().mean().item() == pytest.approx(0.25, rel=0.1)
+    doubled = CovarianceFunction.exponential(1, 65, 65, 40.0)
+    same = doubled.sample(2, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        noise.sample(2, torch.Generator().manual_seed(0)), 0.5 * same, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_only_standardize_makes_the_noise_larger():
+    covariance = CovarianceFunction(1, 6, 6)
+    covariance.update(torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)))
+    assert covariance.project().amplitude() == 1
+    assert covariance.taper(3.0).amplitude() == 1
+    before = covariance.values[0, 0, 5, 5].item()
+    assert covariance.standardize(4 * before).amplitude().item() == pytest.approx(2)
+
+
+def test_a_dense_matrix_is_a_copy():
+    full = FullCovariance(3)
+    full.update(torch.eye(3))
+    dense = full.dense()
+    before = dense.clone()
+    full.update(5 * torch.eye(3))
+    assert torch.equal(dense, before)
+
+
 def test_samples_of_a_covariance_without_symmetry_under_reflection():
     """So that a displacement and its opposite are told apart."""
     images = smooth_images(4, 2, 4, 3)

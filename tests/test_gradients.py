@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import random
 import re
 
+import numpy
 import pytest
 import torch
 from networks import batch, gradient, random_state, smooth
@@ -434,6 +436,100 @@ def test_parameters_shared_with_the_loss_count_once():
     torch.testing.assert_close(found, gradient(model))
 
 
+def test_a_penalty_that_knows_the_model_leaves_it_its_statistics():
+    class Knowing(robustkern.Penalty):
+        def __init__(self, encoder):
+            super().__init__()
+            self.encoder = encoder
+
+        def value(self, gradient):
+            return gradient.square().sum()
+
+    for batch_norm in ("batch", "eval"):
+        model = smooth()
+        robustkern.backward(model, *batch(), Knowing(model), batch_norm=batch_norm)
+        assert model[1].num_batches_tracked == 1
+
+
+class Quantized(torch.autograd.Function):
+    """Rounds, as if it did not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad
+
+
+def test_double_backward_beside_what_has_none():
+    class Network(nn.Linear):
+        def forward(self, x):
+            return F.linear(x.flatten(1), Quantized.apply(self.weight), self.bias).tanh()
+
+    model, (inputs, targets) = Network(192, 5, dtype=torch.float64), batch()
+    GN(model, inputs, targets).backward()
+    exact = model.weight.grad.clone()
+    model.zero_grad()
+    GN(model, inputs, targets, method="first_order").backward()
+    torch.testing.assert_close(model.weight.grad, exact, rtol=1e-3, atol=1e-5)
+
+
+def test_generators_of_python_and_numpy_are_replayed():
+    class Doubting(nn.Linear):
+        def forward(self, x):
+            factor = (1 + random.random()) * (1 + numpy.random.rand())  # noqa: NPY002
+            return super().forward(factor * x.flatten(1)).tanh()
+
+    (inputs, targets), grads = batch(), []
+    for _ in range(2):
+        model = Doubting(192, 5, bias=False, dtype=torch.float64)
+        nn.init.normal_(model.weight, std=0.02, generator=torch.Generator().manual_seed(0))
+        random.seed(0), numpy.random.seed(0)  # noqa: NPY002
+        robustkern.backward(model, inputs, targets, GN, shift=10.0 ** -(5 + len(grads)))
+        grads.append(model.weight.grad)
+    torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-4)
+
+
+def test_a_network_that_computes_in_bfloat16_takes_its_shift():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = smooth(torch.bfloat16, dropout=0.0)
+
+        def forward(self, x):
+            return self.network(x.bfloat16()).float()
+
+    inputs, targets = batch(torch.float32)
+    step = robustkern.backward(Inside(), inputs, targets, GN)
+    assert step.shift / inputs.std() == pytest.approx(1e-2, rel=0.5)
+
+
+def test_the_shift_is_reported():
+    model, (inputs, targets) = smooth(), batch()
+    passes = Passes(model)
+    step = robustkern.backward(model, inputs, targets, GN)
+    moved = passes.inputs[1] - passes.inputs[0]
+    torch.testing.assert_close(step.shift, moved.square().mean().sqrt())
+    assert robustkern.backward(model, inputs, targets, Lazy(GN, every=2)).shift == 0
+
+
+def test_expanded_buffers_and_targets_with_a_graph():
+    model, inputs = smooth(dropout=0.0), batch()[0]
+    model.register_buffer("wide", torch.zeros(1).expand(5))
+    soft = nn.Linear(5, 5, dtype=torch.float64)(torch.eye(6, 5, dtype=torch.float64)).softmax(1)
+    robustkern.backward(model, inputs, soft, CURE())
+    assert gradient(model).isfinite().all()
+
+
+def test_inference_mode_is_named():
+    message = "backward: gradients cannot be computed in inference mode"
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=message):
+        robustkern.backward(smooth(), *batch(), GN)
+
+
 def test_lazy_within_lazy():
     model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
     once = robustkern.backward(model, inputs, targets, GN).penalty.item()
@@ -641,7 +737,7 @@ def test_after_an_error_nothing_has_happened(which, batch_norm):
     values = [g.clone() for g in grads]
     state = copy.deepcopy(model.state_dict())
     penalty_state = copy.deepcopy(penalty.state_dict())
-    random = random_state()
+    state_of_random = random_state()
     calls = []
 
     def fail(*_):
@@ -656,7 +752,7 @@ def test_after_an_error_nothing_has_happened(which, batch_norm):
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
     assert all(torch.equal(g, v) for g, v in zip(grads, values, strict=True))
     assert [m.training for m in model.modules()] == modes
-    assert torch.equal(random_state(), random)
+    assert torch.equal(random_state(), state_of_random)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
     for name, value in penalty.state_dict().items():
@@ -984,10 +1080,10 @@ class Tuple(nn.Linear):
 )
 def test_bad_input_is_named_and_changes_nothing(change, error, message):
     arguments = {"model": smooth(), "inputs": INPUTS, "targets": TARGETS, "penalty": GN} | change
-    random = random_state()
+    state_of_random = random_state()
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         robustkern.backward(**arguments)
-    assert torch.equal(random, random_state())
+    assert torch.equal(state_of_random, random_state())
     if isinstance(arguments["model"], nn.Module):
         assert all(p.grad is None for p in arguments["model"].parameters())
         buffers = dict(arguments["model"].named_buffers())

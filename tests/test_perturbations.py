@@ -186,6 +186,14 @@ def test_deepfool_names_bad_options(options, message):
         deepfool_source(nn.Flatten(), **options)
 
 
+@pytest.mark.parametrize("source", [fgsm_source, pgd_source])
+@pytest.mark.parametrize("eps", [-1.0, torch.nan, torch.inf])
+def test_a_bad_eps_is_named_at_once(source, eps):
+    message = f"{source.__name__}: eps must be finite and not negative, got {eps}"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        source(nn.Linear(2, 2), eps)
+
+
 def test_without_foolbox_deepfool_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     message = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
-from networks import batch, smooth
+from networks import batch, gradient
 from torch import distributed
 from torch.nn import functional as F
 
@@ -92,10 +92,28 @@ def test_ddp_in_eval_mode(ranks):
 
 
 @pytest.mark.setting(
+    "batch norm by the statistics of all ranks",
+    group="many processes",
+    note="by a stand-in for SyncBatchNorm, which torch has for GPUs alone",
+)
+@pytest.mark.parametrize("split", two_ranks.SPLITS)
+def test_ddp_with_statistics_of_all_ranks(ranks, split):
+    _, truth, _ = two_ranks.one_process(two_ranks.shared_norm_network, CURE())
+    for found in results(ranks, f"ddp-norm-{split}"):
+        agree(found["gradient"], truth, 1e-4)
+
+
+@pytest.mark.setting(
     "DistributedDataParallel",
     group="many processes",
     note="one reduction a step; batches of unequal sizes too",
 )
+def test_ddp_in_eval_mode_with_layers_that_training_alone_uses(ranks):
+    _, truth, _ = two_ranks.one_process(two_ranks.WithAuxiliaryHead, CURE(), batch_norm="eval")
+    for found in results(ranks, "ddp-auxiliary"):
+        agree(found["gradient"], truth, 1e-4)
+
+
 def test_ddp_with_buffers_that_enter_the_computation(ranks):
     model, truth, _ = two_ranks.one_process(two_ranks.normed_network, CURE(), steps=3)
     for found in results(ranks, "ddp-spectral"):
@@ -162,6 +180,28 @@ def test_an_objective_that_does_not_depend_on_all_parameters(ranks):
         agree(found["gradient"], truth, 1e-4)
 
 
+def test_terms_of_a_loss_under_ddp(ranks):
+    _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
+    model, (inputs, targets) = two_ranks.plain_network(), batch()
+    F.cross_entropy(model(inputs), targets).backward()
+    plain = gradient(model)
+    for found in results(ranks, "term-double_backward"):
+        agree(found["gradient"], truth)
+        agree(found["accumulated"], truth + plain)
+    for rank in ranks:
+        assert rank["term-first_order"]["error"] == (
+            "ValueError: CURE: method must be 'double_backward' under DistributedDataParallel, "
+            "which would reduce the term's passes in place of the loss's; use "
+            "robustkern.backward(model, inputs, targets, penalty), got 'first_order'"
+        )
+
+
+def test_check(ranks):
+    first, second = results(ranks, "checked")
+    assert first["verdict"] == second["verdict"] == "fine"
+    assert first["shift"] == second["shift"] > 0
+
+
 def test_only_the_rank_that_holds_the_maximum_moves_a_sample(ranks):
     model, (inputs, targets) = two_ranks.plain_network(), batch()
     x = inputs.requires_grad_()
@@ -183,6 +223,32 @@ def test_fsdp_gives_the_gradient_of_one_process(ranks, name):
     for found in results(ranks, f"fsdp-{name}"):
         agree(found["gradient"], truth, 1e-4 if name != "sum" else 2e-3)
         assert found["sharded"][0] == 4  # of 8 channels
+
+
+@pytest.mark.parametrize("what", ["validation", "error"])
+def test_fsdp_after_a_forward_without_backward(ranks, what):
+    _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
+    for found in results(ranks, f"fsdp-after-{what}"):
+        agree(found["gradient"], truth, 1e-4)
+
+
+def test_fsdp_has_no_double_backward(ranks):
+    for rank in ranks:
+        assert rank["fsdp-double-backward"]["error"] == (
+            "RuntimeError: CURE: FSDP2 has no double backward; use robustkern.backward(model, "
+            'inputs, targets, penalty) or method="first_order"'
+        )
+
+
+@pytest.mark.setting(
+    "FSDP1, FullyShardedDataParallel", group="many processes", refused="use fully_shard"
+)
+def test_fsdp1_is_refused(ranks):
+    for rank in ranks:
+        assert rank["fsdp1"]["error"] == (
+            "ValueError: backward: model must not be FullyShardedDataParallel; use fully_shard "
+            "(FSDP2)"
+        )
 
 
 @pytest.mark.setting("FSDP2 with MixedPrecisionPolicy", group="many processes")
@@ -231,21 +297,3 @@ def test_ddp_without_a_process_group_is_named(tmp_path):
     message = "backward: DistributedDataParallel must have a process group, got none"
     with pytest.raises(ValueError, match=f"^{message}$"):
         robustkern.backward(model, *batch(), CURE())
-
-
-@pytest.mark.setting(
-    "SyncBatchNorm",
-    group="many processes",
-    refused="torch has none for the CPU",
-)
-def test_sync_batch_norm_on_the_cpu(tmp_path):
-    store = f"file://{tmp_path / 'store'}"
-    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    try:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(smooth())
-        with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
-            robustkern.backward(model, *batch(), CURE())
-    finally:
-        distributed.destroy_process_group()
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert model[1].num_batches_tracked == 0

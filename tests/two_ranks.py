@@ -9,7 +9,9 @@ import torch
 from networks import batch, gradient, smooth
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import robustkern
@@ -55,6 +57,41 @@ class TwoHeads(nn.Module):
     def forward(self, x):
         h = self.body(x).tanh()
         return torch.cat([self.first(h), self.rest(h)], 1)
+
+
+class SharedNorm(nn.Module):
+    """Batch norm by the statistics of all ranks, as SyncBatchNorm, which needs GPUs, has it."""
+
+    def forward(self, x):
+        count, mean = torch.tensor(float(len(x))), x.sum(0)
+        if distributed.is_initialized():
+            distributed.all_reduce(count)
+            mean = all_reduce(mean)
+        mean = mean / count
+        variance = (x - mean).square().sum(0)
+        if distributed.is_initialized():
+            variance = all_reduce(variance)
+        return (x - mean) / (variance / count + 1e-5).sqrt()
+
+
+def shared_norm_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 8), SharedNorm(), nn.GELU(), nn.Linear(8, 5)
+    ).double()
+
+
+class WithAuxiliaryHead(nn.Module):
+    """A head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = plain_network()
+        self.head = nn.Linear(5, 5, dtype=torch.float64)
+
+    def forward(self, x):
+        h = self.body(x)
+        return h + self.head(h).tanh() if self.training else h
 
 
 def plain_network():
@@ -157,6 +194,26 @@ def two_heads():
     return {"gradient": gradient(model.module)}
 
 
+def as_term(method):
+    """The penalty as a term of the loss."""
+    penalty, (inputs, targets) = PENALTIES["cure"](), mine("equal")
+    model = DDP(plain_network())
+    with model.no_sync():
+        F.cross_entropy(model(inputs), targets).backward()
+    found = []
+    for _ in range(2):  # a reduction left open is found by the next forward
+        term = penalty(model, inputs, targets, method=method)
+        (F.cross_entropy(model(inputs), targets) + term).backward()
+        found.append(gradient(model.module))
+        model.zero_grad()
+    return {"accumulated": found[0], "gradient": found[1]}
+
+
+def checked():
+    report = robustkern.check(DDP(plain_network()), *mine("unequal"), LipschitzPenalty(1.0))
+    return {"verdict": report.verdict, "shift": report.shift}
+
+
 def lipschitz_moves_one_sample():
     inputs = []
     model = DDP(plain_network())
@@ -165,17 +222,58 @@ def lipschitz_moves_one_sample():
     return {"moved": ((inputs[1] - inputs[0]).flatten(1) != 0).any(1)}
 
 
-def fsdp(name, split="equal", **options):
-    penalty = PENALTIES[name]()
+def sharded_network():
     model = plain_network()
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     for layer in (model[0], model[3]):
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole_gradient(model):
+    return torch.cat([p.grad.full_tensor().flatten() for p in model.parameters()])
+
+
+def fsdp_after(what):
+    """A step after a forward without backward, or after one that failed on all ranks."""
+    model, (inputs, targets) = sharded_network(), mine("equal")
+    if what == "validation":
+        with torch.no_grad():
+            model(inputs)
+    else:
+        handle = model.register_forward_hook(fail_at_once)
+        try:
+            robustkern.backward(model, inputs, targets, CURE())
+        except KeyError:
+            handle.remove()
+    robustkern.backward(model, inputs, targets, CURE())
+    return {"gradient": whole_gradient(model)}
+
+
+def fail_at_once(*_):
+    raise KeyError("from inside the model")
+
+
+def fsdp_double_backward():
+    inputs, targets = mine("equal")
+    CURE()(sharded_network(), inputs, targets)
+
+
+def fsdp1():
+    model = FullyShardedDataParallel(
+        plain_network(), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    robustkern.backward(model, *mine("equal"), CURE())
+
+
+def fsdp(name, split="equal", **options):
+    penalty, model = PENALTIES[name](), sharded_network()
     robustkern.backward(model, *mine(split), penalty, **options)
     robustkern.backward(model, *mine(split), penalty, **options)  # .grad is added to
-    grads = [p.grad.full_tensor().flatten() / 2 for p in model.parameters()]
-    return {"gradient": torch.cat(grads), "sharded": model[0].weight.grad.to_local().shape}
+    return {
+        "gradient": whole_gradient(model) / 2,
+        "sharded": model[0].weight.grad.to_local().shape,
+    }
 
 
 def fsdp_bfloat16():
@@ -228,6 +326,11 @@ def scenarios():
         for split in SPLITS:
             yield f"ddp-{name}-{split}", lambda name=name, split=split: ddp(name, split)
     yield "ddp-eval", lambda: ddp("cure", batch_norm="eval")
+    for split in SPLITS:
+        options = {"make_model": shared_norm_network, "split": split}
+        yield f"ddp-norm-{split}", lambda options=options: ddp("cure", **options)
+    options = {"make_model": WithAuxiliaryHead, "batch_norm": "eval", "steps": 2}
+    yield "ddp-auxiliary", lambda: ddp("cure", **options)
     yield "ddp-spectral", lambda: ddp("cure", make_model=normed_network, steps=3)
     for option in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
         yield f"ddp-{option}", lambda o=option: ddp("cure", steps=2, ddp_options={o: True})
@@ -236,9 +339,16 @@ def scenarios():
     for view in (False, True):
         yield f"accumulated-{view}", lambda view=view: accumulated(view)
     yield "two-heads", two_heads
+    for method in ("double_backward", "first_order"):
+        yield f"term-{method}", lambda method=method: as_term(method)
+    yield "checked", checked
     yield "lipschitz-moves", lipschitz_moves_one_sample
     for name in ("gn", "cure", "anchored", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")
+    for what in ("validation", "error"):
+        yield f"fsdp-after-{what}", lambda what=what: fsdp_after(what)
+    yield "fsdp-double-backward", fsdp_double_backward
+    yield "fsdp1", fsdp1
     yield "fsdp-bfloat16", fsdp_bfloat16
     yield "fsdp-not-reduced", fsdp_not_reduced
     for number in (1, 2, 3):

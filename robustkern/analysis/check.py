@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from robustkern.analysis.cost import Passes, memory, seconds
 from robustkern.analysis.trial import Gradients, Trial, eager, random_state, twice_differentiable
+from robustkern.gradients.passes import has_tf32
+from robustkern.gradients.replay import is_random
 from robustkern.penalties import Penalty
 
 __all__ = ["CheckReport", "check"]
@@ -24,7 +26,11 @@ _TURNED = 0.7
 # Gradients below this part of the whole are zero but for the rounding of float64.
 _ZERO = 1e-7
 _NAMED = 6  # in one row of the table
-_KINKS = re.compile(r"(\w*(?:Relu|Prelu|Hard|Threshold|Clamp|MaxPool)\w*?)(?:With\w*)?Backward\d*")
+# ClampMin is that of normalizations, whose kink is at zero.
+_KINKS = re.compile(
+    r"(\w*(?:Relu|Prelu|Hard|Threshold|Clamp(?!Min)|MaxPool|^Abs|^A?[Mm]ax|^A?[Mm]in|Sort)\w*?)"
+    r"(?:With\w*)?Backward\d*"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class CheckReport:
         parameters: how many tensors require grad.
         unmoved: names of those that the loss moves and the penalty does not.
         unused: names of those that neither moves.
-        strength: length of the penalty's parameter gradient, in lengths of the loss's.
+        strength: length of the penalty's parameter gradient, in lengths of the loss's; None if the
+            loss has none.
         shift: root-mean-square displacement per input element that was taken, in input units.
         rounding: error of the penalty's gradient against the same finite difference in float64,
             the length of their difference over that of the longer: what cancellation leaves.
@@ -63,7 +70,7 @@ class CheckReport:
     parameters: int
     unmoved: tuple[str, ...]
     unused: tuple[str, ...]
-    strength: float
+    strength: float | None
     shift: float | None
     rounding: float | None
     truncation: float | None
@@ -82,7 +89,7 @@ class CheckReport:
     @property
     def verdict(self) -> str:
         """Says "fine", or what is wrong: its first word names it."""
-        if not self.strength < torch.inf:
+        if self.strength is not None and not self.strength < torch.inf:
             return "overflow: the penalty's gradient is not finite"
         if self.rounding is not None and self.rounding > _LOST:
             return (
@@ -112,7 +119,7 @@ class CheckReport:
             ("moves", f"{moved} of {self.parameters} parameters"),
             ("only the loss does", _names(self.unmoved)),
             ("neither does", _names(self.unused)),
-            ("strength", f"{self.strength:.3g} of the loss's gradient"),
+            ("strength", _number("{:.3g} of the loss's gradient", self.strength)),
             ("computed in", self.dtype),
             ("shift", _number("{:.2g} in input units", self.shift)),
             ("rounding", _number("{:.2g} relative error", self.rounding)),
@@ -150,8 +157,9 @@ def check(
 
     `.grad`, buffers, training modes, the random state and the penalty's own state are afterwards
     as they were; PyTorch's peak of allocated CUDA memory is not. Where float64 would draw other
-    random numbers, all modules without running statistics are in eval mode while gradients are
-    compared. Compiled models run eagerly while passes and saved bytes are counted and in float64.
+    random numbers, dropout and the dropout of attention and recurrent layers are left out while
+    gradients are compared. Compiled models run eagerly while passes and saved bytes are counted and
+    in float64.
 
     Args:
         model: this and all that follows as `robustkern.backward` takes it.
@@ -190,8 +198,8 @@ def check(
     trial = Trial(model, inputs, targets, penalty, loss_fn, options)
     random = _draws(trial, shift)
     with trial.untouched(), eager(), Passes(trial) as passes:
-        trial.penalized(shift)
-    taken = passes.shift()
+        displacement = float(trial.penalized(shift).shift)
+    taken = displacement if 0 < displacement < torch.inf else None
     with _without_dropout(model) if random else nullcontext():
         random = random and _draws(trial, shift)
         plain = trial.gradients(trial.plain)
@@ -200,7 +208,10 @@ def check(
         truth = _in_float64(trial, taken if shift == "auto" and taken else shift, random)
 
     by_loss = _moved(truth.plain or plain)
-    by_penalty = _moved(truth.shifted or found)
+    by_penalty = _moved(truth.shifted) if truth.shifted else [bool(g.any()) for g in found]
+    notes = truth.notes
+    if not truth.shifted:
+        notes += ("a parameter that the penalty moves by rounding alone counts as moved",)
     moves = list(zip(trial.parameters(), by_loss, by_penalty, strict=True))
     dtype = _dtype(trial)
     comparable = truth.shifted is not None and not random and dtype != "float64"
@@ -210,7 +221,7 @@ def check(
         parameters=len(moves),
         unmoved=tuple(name for name, loss, penalty in moves if loss and not penalty),
         unused=tuple(name for name, loss, penalty in moves if not loss and not penalty),
-        strength=_norm(found) / _norm(plain),
+        strength=_strength(found, plain),
         shift=taken,
         rounding=_distance(found, truth.shifted) if comparable else None,
         truncation=_distance(truth.shifted, truth.exact),
@@ -224,7 +235,7 @@ def check(
         plain_seconds=plain_seconds,
         memory=memory(trial, lambda: trial.penalized(shift)),
         plain_memory=memory(trial, trial.plain),
-        notes=truth.notes,
+        notes=notes,
     )
 
 
@@ -278,8 +289,8 @@ def _draws(trial: Trial, shift: float | str) -> bool:
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Eval mode of all but normalizations: dropout may be an argument of any other module."""
-    modules = [m for m in model.modules() if m.training and not hasattr(m, "running_mean")]
+    """Eval mode of torch's random layers; others may return something else in it."""
+    modules = [m for m in model.modules() if is_random(m)]
     try:
         for module in modules:
             module.training = False
@@ -308,7 +319,7 @@ def _dtype(trial: Trial) -> str:
     dtype, device = parameter.dtype, parameter.device.type
     if torch.is_autocast_enabled(device):
         return f"{torch.get_autocast_dtype(device)} by autocast".removeprefix("torch.")
-    tf32 = device == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    tf32 = device == "cuda" and dtype == torch.float32 and has_tf32()
     return f"{dtype}{' with TF32' if tf32 else ''}".removeprefix("torch.")
 
 
@@ -319,6 +330,11 @@ def _moved(gradients: Gradients) -> list[bool]:
 
 def _norm(gradients: Gradients) -> float:
     return float(torch.cat(gradients).norm())
+
+
+def _strength(found: Gradients, plain: Gradients) -> float | None:
+    length, unit = _norm(found), _norm(plain)
+    return length / unit if unit else None if length else 0.0
 
 
 def _distance(found: Gradients | None, truth: Gradients | None) -> float | None:

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,52 +18,27 @@ _ROUNDS = 5
 
 @dataclass
 class Passes:
-    """The forward and backward passes of a network, and how far it was shifted.
-
-    A context around a step that runs eagerly.
-    """
+    """The forward and backward passes of a network, in a context that runs eagerly."""
 
     trial: Trial
     forward: int = 0
     backward: int = 0
-    _points: list[Tensor] = field(default_factory=list)
-    _passed: list[Tensor] = field(default_factory=list)
 
     def __enter__(self) -> "Passes":
-        self._handle = self.trial.model.register_forward_hook(self._count, with_kwargs=True)
+        self._handle = self.trial.model.register_forward_hook(self._count)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._handle.remove()
 
-    def _count(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
-    ) -> None:
+    def _count(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         self.forward += 1
-        x = args[0] if args else kwargs[self.trial.options["wrt"]]
-        values = x.detach()
-        self._passed.append(values)
-        if x.requires_grad and x.is_leaf:
-            # Where an input gradient is taken is a point; a shifted pass asks for none.
-            x.register_hook(lambda _: self._points.append(values))
         logits = self.trial.logits(outputs)
         if isinstance(logits, Tensor) and logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward += 1
-
-    def shift(self) -> float | None:
-        """Root mean square of the displacement, of the samples that moved; None if none did."""
-        if not self._points:
-            return None
-        moved = []
-        for x in self._passed:
-            distances = [(x.double() - p.double()).flatten(1).norm(dim=1) for p in self._points]
-            nearest = min(distances, key=lambda distance: float(distance.norm()))
-            moved.append(nearest[nearest > 0])
-        lengths, elements = torch.cat(moved), self._points[0][0].numel()
-        return float(lengths.square().mean().div(elements).sqrt()) if lengths.numel() else None
 
 
 def seconds(trial: Trial, shift: float | str) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkern.gradients import Step, backward
+from robustkern.gradients.network import without_cudnn
 from robustkern.penalties import Lazy, Penalty
 
 __all__ = ["Gradients", "Trial", "eager", "random_state", "twice_differentiable"]
@@ -138,6 +139,9 @@ class Trial:
         ]
         parameters = [p for part in parts for p in part.parameters()]
         grads = [(p, p.grad) for p in parameters]
+        states = [
+            (part, copy.deepcopy(part.state_dict())) for part in parts if part is self.penalty
+        ]
         device = self.device()
         devices = [] if device.type == "cpu" else [device]
         try:
@@ -157,6 +161,8 @@ class Trial:
                 module._buffers[name] = buffer
             for module, state in extras:
                 module.set_extra_state(state)
+            for part, state in states:
+                part.load_state_dict(state)
             for parameter, grad in grads:
                 parameter.grad = grad
 
@@ -168,7 +174,7 @@ def twice_differentiable(device: torch.device) -> Iterator[None]:
         eager(),
         torch.autocast(device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
-        torch.backends.cudnn.flags(enabled=False),
+        without_cudnn(),
     ):
         yield
 

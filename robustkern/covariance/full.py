@@ -86,8 +86,8 @@ class FullCovariance(RunningAverage):
         return product
 
     def dense(self) -> Tensor:
-        """The matrix itself, (D, D)."""
-        return self.values
+        """A copy of the matrix, (D, D)."""
+        return self.values.clone()
 
     def _rows(self, method: str, argument: str, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, Tensor):

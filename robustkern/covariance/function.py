@@ -227,9 +227,11 @@ class CovarianceFunction(RunningAverage):
         Returns:
             A root of a ratio of variances.
         """
-        if self.average is None:
+        if self.average is None or self.variance is None:
             return 1.0
-        before, now = (self._variance(values) for values in (self.average, self.values))
+        # Clipping a spectrum scales no noise, and a taper is one at zero.
+        before = displacements.projected(self.average) if self.projected else self.average
+        before, now = self._variance(before), self._variance(self.values)
         return torch.where(before > 0, now / before, 0).sqrt()
 
     def _variance(self, values: Tensor) -> Tensor:
@@ -357,9 +359,11 @@ class CovarianceFunction(RunningAverage):
         for times in (1, 2, 4):
             size = times * self.height, times * self.width
             wider = self.exponential(self.channels, *size, *self._law).values.to(self.values.device)
-            if times == 1 and not torch.equal(wider, self.values):
-                return  # they have been changed
-            yield wider
+            if times == 1:
+                scale = self._variance(self.values) / wider[0, 0, self.height - 1, self.width - 1]
+                if not torch.allclose(scale * wider, self.values, rtol=1e-6, atol=0):
+                    return  # they have been changed by more than `standardize`
+            yield scale * wider
 
     @torch.no_grad()
     def profile(self) -> tuple[Tensor, Tensor]:

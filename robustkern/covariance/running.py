@@ -1,7 +1,7 @@
 """Running averages over batches and ranks (Roth et al. 2018, Eq. 14)."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class RunningAverage(nn.Module):
         if not self._written and not self.values.is_meta:
             self._written = bool((self.values != 0).any() | (self.updates > 0))
         return self._written or self.values.is_meta
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._written = False  # what is loaded may be a state before any update
+        super()._load_from_state_dict(*args, **kwargs)
 
     def amplitude(self) -> Tensor | float:
         """By how much the noise is larger than the perturbations: see `standardize`."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import evaluating, fgsm, pgd
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+from robustkern.evaluation.attacks import fgsm, pgd
+from robustkern.evaluation.passes import Attack, correct
 
 
 @dataclass(frozen=True)
@@ -47,72 +46,26 @@ def accuracy(
         A number in [0, 1].
 
     Raises:
-        ValueError: no samples, or `targets` of another length.
+        TypeError: `model` or `attack` returns no tensor.
+        ValueError: no samples, `targets` of another length or out of range, outputs that are not
+            (N, classes) or not finite, an attack that returns another shape or values outside
+            [0, 1], or `batch_size` below 1.
 
     Example:
         >>> accuracy(nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
         0.75
     """
-    _check_set("accuracy", inputs, targets)
-    example = next(model.parameters(), inputs)
-    right = 0
-    with evaluating(model), torch.no_grad():
-        for batch, labels in zip(
-            torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True
-        ):
-            batch, labels = batch.to(example), labels.to(example.device)
-            if attack is not None:
-                batch = attack(model, batch, labels)
-            right += int((model(batch).argmax(dim=1) == labels).sum())
-            if advance is not None:
-                advance(len(batch))
-    return right / len(inputs)
-
-
-def adversarial_inputs(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    attack: Attack,
-    *,
-    batch_size: int = 256,
-    advance: Callable[[int], object] | None = None,
-) -> Tensor:
-    r"""The inputs under an attack, batch by batch.
-
-    Args:
-        model: maps (N, \*D) to (N, classes); batches are moved to its device and its dtype.
-        inputs: (N, \*D) floating point, values in [0, 1].
-        targets: (N,) int64 class indices.
-        attack: `attack(model, inputs, targets)` gives the adversarial inputs of a batch.
-        batch_size: samples that are attacked at a time.
-        advance: called with the number of samples after each batch.
-
-    Returns:
-        (N, \*D) of the device of `inputs` and the dtype of the model, detached.
-
-    Raises:
-        ValueError: no samples, or `targets` of another length.
-
-    Example:
-        >>> from functools import partial
-        >>> from robustkern.evaluation import pgd
-        >>> attack = partial(pgd, eps=0.5, p=2)
-        >>> inputs, targets = torch.rand(6, 4), torch.arange(6) % 3
-        >>> adversarial_inputs(nn.Linear(4, 3), inputs, targets, attack, batch_size=4).shape
-        torch.Size([6, 4])
-    """
-    _check_set("adversarial_inputs", inputs, targets)
-    example = next(model.parameters(), inputs)
-    found = []
-    for batch, labels in zip(
-        torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True
-    ):
-        attacked = attack(model, batch.to(example), labels.to(example.device))
-        found.append(attacked.detach().to(inputs.device))
-        if advance is not None:
-            advance(len(batch))
-    return torch.cat(found)
+    if len(inputs) != len(targets):
+        raise ValueError(
+            f"accuracy: targets must have inputs' length, "
+            f"got {tuple(inputs.shape)} and {tuple(targets.shape)}"
+        )
+    if len(inputs) == 0:
+        raise ValueError(
+            f"accuracy: inputs must hold at least one sample, got shape {tuple(inputs.shape)}"
+        )
+    right = correct("accuracy", model, inputs, targets, attack, batch_size, advance)
+    return int(right.sum()) / len(inputs)
 
 
 def robust_accuracy(
@@ -143,6 +96,7 @@ def robust_accuracy(
         The accuracies, in the order of `eps`.
 
     Raises:
+        TypeError: as `accuracy`, `fgsm` and `pgd` raise it.
         ValueError: as `accuracy`, `fgsm` and `pgd` raise it.
 
     Example:
@@ -173,15 +127,3 @@ def robust_accuracy(
         fgsm=tuple(measure(by_fgsm(radius)) for radius in eps),
         pgd=tuple(measure(by_pgd(radius)) for radius in eps),
     )
-
-
-def _check_set(name: str, inputs: Tensor, targets: Tensor) -> None:
-    if len(inputs) != len(targets):
-        raise ValueError(
-            f"{name}: targets must have inputs' length, "
-            f"got {tuple(inputs.shape)} and {tuple(targets.shape)}"
-        )
-    if len(inputs) == 0:
-        raise ValueError(
-            f"{name}: inputs must hold at least one sample, got shape {tuple(inputs.shape)}"
-        )

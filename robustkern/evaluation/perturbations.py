@@ -33,6 +33,9 @@ def fgsm_source(model: nn.Module, eps: float) -> Source:
     Returns:
         A source for `SGR`.
 
+    Raises:
+        ValueError: for an eps that is negative or not finite.
+
     Example:
         >>> import robustkern
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -43,6 +46,7 @@ def fgsm_source(model: nn.Module, eps: float) -> Source:
         >>> covariance.updates
         tensor(1)
     """
+    _check_eps("fgsm_source", eps)
     return _source(model, lambda inputs, labels: fgsm(model, inputs, labels, eps))
 
 
@@ -60,11 +64,11 @@ def gradient_source(model: nn.Module, *, sign: bool = True) -> Source:
 
     def source(inputs: Tensor, gradient: Tensor) -> Tensor:
         with evaluating(model), torch.enable_grad():
-            leaf = inputs.detach().requires_grad_()
+            leaf = _as_model(model, inputs).requires_grad_()
             outputs = model(leaf)
             loss = F.cross_entropy(outputs, outputs.detach().argmax(1), reduction="sum")
             (found,) = torch.autograd.grad(loss, leaf)
-        return found.sign() if sign else found
+        return (found.sign() if sign else found).to(inputs.dtype)
 
     return source
 
@@ -82,7 +86,11 @@ def pgd_source(
 
     Returns:
         A source for `SGR`.
+
+    Raises:
+        ValueError: for an eps that is negative or not finite.
     """
+    _check_eps("pgd_source", eps)
     return _source(
         model,
         lambda inputs, labels: pgd(
@@ -139,9 +147,20 @@ def deepfool_source(
 
 def _source(model: nn.Module, attack: Attack) -> Source:
     def source(inputs: Tensor, gradient: Tensor) -> Tensor:
-        inputs = inputs.detach()
+        x = _as_model(model, inputs)
         with evaluating(model), torch.no_grad():
-            predicted = model(inputs).argmax(1)
-        return attack(inputs, predicted) - inputs
+            predicted = model(x).argmax(1)
+        return (attack(x, predicted) - x).to(inputs.dtype)
 
     return source
+
+
+def _as_model(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs in the dtype of the model's parameters, detached."""
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return inputs.detach().to(next(dtypes, inputs.dtype))
+
+
+def _check_eps(caller: str, eps: float) -> None:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"{caller}: eps must be finite and not negative, got {eps}")

@@ -1,12 +1,14 @@
 """A model, its loss and a batch, as a function of the inputs whose gradient is meant."""
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from robustkern.gradients import ranks
 
 if TYPE_CHECKING:
     from robustkern.penalties import Penalty
@@ -43,6 +45,10 @@ class Network:
         self._wrt = wrt
         if not isinstance(model, nn.Module):
             raise TypeError(f"{caller}: model must be a Module, got {type(model).__name__}")
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(f"{caller}: gradients cannot be computed in inference mode")
+        ranks.check_wrappers(caller, model.modules())
+        ranks.reshard(model.modules())
         self._entries = _check_entries(caller, inputs, wrt)
         x = self._entries[wrt] if isinstance(inputs, Mapping) else inputs
         _check_batch(caller, x, targets)
@@ -52,12 +58,12 @@ class Network:
             raise TypeError(
                 f"{caller}: output must be a str, an int or None, got {type(output).__name__}"
             )
-        self.inputs, self.targets = _recordable(x), _recordable(targets)
+        self.inputs, self.targets = _recordable(x), _recordable(targets).detach()
         self._entries = {name: _recordable(entry) for name, entry in self._entries.items()}
         self.modules = [model, loss_fn] if isinstance(loss_fn, nn.Module) else [model]
         parameters = [p for module in self.modules for p in module.parameters() if p.requires_grad]
         self.parameters: list[Tensor] = list(dict.fromkeys(parameters))  # once, where shared
-        if not self.parameters and torch.is_grad_enabled():
+        if not self.parameters and (caller == "backward" or torch.is_grad_enabled()):
             raise ValueError(f"{caller}: model must have a parameter that requires grad, got none")
         if any(p._post_accumulate_grad_hooks for p in self.parameters):
             raise ValueError(
@@ -127,22 +133,48 @@ class Network:
             isinstance(module, nn.RNNBase) and not module.training
             for module in self._model.modules()
         ):
-            return torch.backends.cudnn.flags(enabled=False)
+            return without_cudnn()
         return nullcontext()
 
 
-def check_differentiable_twice(caller: str, potential: Tensor, gradient: Tensor) -> None:
-    """Refuse what has no second derivative, which autograd would find late or not at all."""
-    nodes = _graph(potential, gradient)
-    names = {node.name().split("::")[-1] for node in nodes}
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Torch's own kernels; unlike `torch.backends.cudnn.flags` it leaves other settings alone."""
+    enabled = torch.backends.cudnn.enabled
+    try:
+        torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
+
+
+def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradient: Tensor) -> None:
+    """Refuse what has no second derivative, which autograd would find late or not at all.
+
+    A custom function whose backward leaves autograd without the decorator once_differentiable
+    cannot be seen.
+
+    Args:
+        caller: whose name the error has.
+        x: the inputs, a leaf.
+        potential: the scalar whose gradient is meant.
+        gradient: that gradient, with its graph.
+
+    Raises:
+        RuntimeError: naming what has none.
+    """
+    behind = _nodes_behind(gradient.grad_fn)
+    # Of the model, what the inputs go through.
+    through = _nodes_between(potential.grad_fn, x)
+    names = {node.name().split("::")[-1] for node in through}
     reason = None
     if "CompiledFunctionBackward" in names:
         reason = "a compiled model"
     elif any(name.startswith("CudnnRnnBackward") for name in names):
         reason = "a cuDNN RNN"
-    elif any(_once_differentiable(node) for node in nodes):
+    elif any(_once_differentiable(node) for node in through):
         reason = "a once-differentiable function"
-    elif "NotImplemented" in names:
+    elif any(node.name().endswith("NotImplemented") for node in behind):
         fused = any(name.startswith("ScaledDotProduct") for name in names)
         reason = "fused attention" if fused else "an operator of the model"
     if reason:
@@ -152,16 +184,33 @@ def check_differentiable_twice(caller: str, potential: Tensor, gradient: Tensor)
         )
 
 
-def _graph(*tensors: Tensor) -> set[Any]:
-    """The nodes of autograd's graph behind tensors."""
+def _nodes_behind(node: Any) -> set[Any]:
+    """The nodes of autograd's graph behind one, and itself."""
     found: set[Any] = set()
-    left = [tensor.grad_fn for tensor in tensors]
+    left = [node]
     while left:
         node = left.pop()
         if node is not None and node not in found:
             found.add(node)
             left += [before for before, _ in node.next_functions]
     return found
+
+
+def _nodes_between(node: Any, leaf: Tensor) -> set[Any]:
+    """Those behind a node that lead to a leaf."""
+    behind = _nodes_behind(node)
+    after: dict[Any, list[Any]] = {}
+    for found in behind:
+        for before, _ in found.next_functions:
+            after.setdefault(before, []).append(found)
+    between: set[Any] = set()
+    left = [found for found in behind if getattr(found, "variable", None) is leaf]
+    while left:
+        found = left.pop()
+        if found not in between:
+            between.add(found)
+            left += after.get(found, [])
+    return between
 
 
 def _once_differentiable(node: Any) -> bool:

@@ -16,7 +16,7 @@ from robustkern.reference.samples import widen
 if TYPE_CHECKING:
     from robustkern.penalties import Penalty
 
-__all__ = ["Grads", "Passes", "add", "take"]
+__all__ = ["Grads", "Passes", "add", "has_tf32", "take"]
 
 Grads = list[Tensor | None]
 
@@ -34,10 +34,14 @@ _SMALLEST_WEIGHT = 1e-30
 
 @dataclass(frozen=True)
 class _Shift:
-    """The step e along the cotangents and the weight c = N / e, a power of two; or 0 and 0."""
+    """The step e along the cotangents and the weight c = N / e, a power of two; or 0 and 0.
+
+    `displacement` is the root mean square of e V, per input element of the samples that move.
+    """
 
     step: Tensor | float
     weight: Tensor | float
+    displacement: Tensor | float
 
 
 class Passes:
@@ -62,8 +66,8 @@ class Passes:
         self.caller, self.network, self._shift = caller, network, shift
         self.inputs, self.parameters = network.inputs, network.parameters
         modules = [part for module in network.modules for part in module.modules()]
-        self.replicas, self._shards = ranks.replicas(caller, modules), ranks.shards(modules)
-        self._compute_dtype = _compute_dtype(self.inputs, self._shards)
+        self.replicas, self.shards = ranks.replicas(caller, modules), ranks.shards(modules)
+        self._compute_dtype = _compute_dtype(self.inputs, self.parameters, self.shards)
         # Gradients that must be in `.grad` when DDP reduces it.
         self.before_reduction: list[Grads] = []
         one = torch.ones((), device=self.inputs.device)
@@ -102,7 +106,7 @@ class Passes:
 
     def penalized(
         self, penalty: "Penalty", replay: Replay, with_loss: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Leave in `.grad`, None until now, dR/dtheta, plus the loss's gradient if asked for.
 
         Two copies of the parameter gradients exist at most: `.grad`, which gathers the G(X_j) of
@@ -110,7 +114,7 @@ class Passes:
         where it is not among them. DDP reduces `.grad` after the last pass alone.
 
         Returns:
-            The penalty, the loss and the outputs at the inputs, detached.
+            The penalty, the loss and the outputs at the inputs, detached, and the displacement.
 
         Raises:
             ValueError: if what the penalty depends on changes with the gradients' values.
@@ -176,9 +180,10 @@ class Passes:
                 ranks.gather(self.inputs.device)  # have all come so far?
         self.complete()
         for point, v in moving[-1:]:
-            self._shifted(point, v, shift, penalty, replay, reduced=bool(self.replicas))
+            self._shifted(point, v, shift, penalty, replay, last=True)
         replay.settle()
-        return value.detach(), loss, outputs
+        displacement = torch.as_tensor(shift.displacement, dtype=loss.dtype, device=loss.device)
+        return value.detach(), loss, outputs, displacement
 
     def differentiable(self, penalty: "Penalty", replay: Replay, create_graph: bool) -> Tensor:
         """The penalty's value with the graph of all its input gradients."""
@@ -191,7 +196,7 @@ class Passes:
                     potential, x, create_graph=create_graph, materialize_grads=True
                 )
                 if create_graph:
-                    check_differentiable_twice(self.caller, potential, g)
+                    check_differentiable_twice(self.caller, x, potential, g)
                 return len(self.inputs) * g
 
         gradients = [gradient_at(self.inputs)]
@@ -211,7 +216,7 @@ class Passes:
         shift: _Shift,
         penalty: "Penalty",
         replay: Replay,
-        reduced: bool = False,
+        last: bool = False,
     ) -> None:
         """The pass at X + e V, its loss weighted by c."""
         replay.rewind()
@@ -220,10 +225,19 @@ class Passes:
         # do not.
         outputs, potential = self.network.evaluate(x.requires_grad_(), penalty)
         potential = potential * shift.weight
-        if reduced and penalty.has_objective():
-            # DDP waits for every parameter that the loss depends on.
-            potential = potential + 0 * self.network.loss(outputs)
+        if last and self.replicas:
+            potential = potential + self._nothing(outputs, penalty)
         self._backward(potential)
+
+    def _nothing(self, outputs: Tensor, penalty: "Penalty") -> Tensor | float:
+        """Zero, but with a gradient in every parameter that DDP waits for in the last pass."""
+        if penalty.has_objective():
+            return 0 * self.network.loss(outputs)
+        if all(replica.find_unused_parameters for replica in self.replicas):
+            return 0.0
+        # In eval mode a pass may leave out layers that training uses.
+        training = all(replica.training for replica in self.replicas)
+        return 0.0 if training else 0 * torch.stack([p.sum() for p in self.parameters]).sum()
 
     def _full_precision(self) -> torch.autocast:
         """Forward passes run under the caller's autocast, all else outside it."""
@@ -238,7 +252,7 @@ class Passes:
     ) -> None:
         """Backward into the `.grad` of points and parameters, and of no other leaf."""
         leaves: list[Tensor] | None = [*points, *(self.parameters if parameters else [])]
-        if self._shards and parameters:
+        if self.shards and parameters:
             leaves = None  # FSDP's leaves are not the parameters but what it gathers of them
         with self._full_precision():
             torch.autograd.backward(
@@ -252,7 +266,7 @@ class Passes:
         return x.grad * (len(self.inputs) / self._scale)
 
     def _check_reduced(self) -> None:
-        if self._shards and all(p.grad is None for p in self.parameters):
+        if self.shards and all(p.grad is None for p in self.parameters):
             raise ValueError(
                 f"{self.caller}: FSDP must reduce gradients in every pass, got a model after "
                 "set_requires_gradient_sync(False)"
@@ -307,7 +321,7 @@ class Passes:
         if not cotangents:
             if together:
                 ranks.gather(self.inputs.device)
-            return _Shift(0.0, 0.0)
+            return _Shift(0.0, 0.0, 0.0)
         with self._full_precision():
             norms = torch.cat([functional.gradient_norm(v, 2) for v in cotangents])
             moving, squares = (norms > 0).sum(), (norms * norms).sum()
@@ -330,7 +344,7 @@ class Passes:
             # float64's own: 1 - c must keep the 1.
             weight = weight.to(widen(self.inputs).dtype)
             step = torch.where(weight > 0, self._samples / weight, 0)
-            return _Shift(step.to(weight.dtype), weight)
+            return _Shift(step.to(weight.dtype), weight, step * length)
 
 
 def take(parameters: list[Tensor]) -> Grads:
@@ -367,15 +381,24 @@ def _pooled_variance(counts: Tensor, means: Tensor, variances: Tensor) -> Tensor
     return (counts * (variances + (means - mean).square())).sum() / counts.sum()
 
 
-def _compute_dtype(inputs: Tensor, shards: list[nn.Module]) -> torch.dtype:
+def has_tf32() -> bool:
+    """Whether convolutions or matrix products on a GPU may round float32 to TF32."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    products = torch.backends.cuda.matmul
+    return "tf32" in (convolutions.fp32_precision, products.fp32_precision)
+
+
+def _compute_dtype(
+    inputs: Tensor, parameters: list[Tensor], shards: list[nn.Module]
+) -> torch.dtype:
     """The dtype whose rounding the shift must stand out from."""
     device = inputs.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    dtypes = [inputs.dtype]
+    dtypes = [t.dtype for t in (inputs, *parameters) if t.dtype in _SHIFTS]
     for module in shards:
         policy = module._get_fsdp_state()._mp_policy  # type: ignore[operator]
         dtypes += [policy.param_dtype] if policy.param_dtype in _SHIFTS else []
-    if device == "cuda" and torch.backends.cudnn.allow_tf32:
+    if device == "cuda" and has_tf32():
         dtypes = [torch.float16 if d == torch.float32 else d for d in dtypes]  # TF32's significand
     return max(dtypes, key=_SHIFTS.__getitem__)

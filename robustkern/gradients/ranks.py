@@ -102,15 +102,27 @@ class Agreement:
 
 
 @contextmanager
-def agreement(device: torch.device) -> Iterator[Agreement]:
-    """If this rank fails inside, the others fail at the exchange that they wait in."""
+def agreement(device: torch.device, sharded: bool) -> Iterator[Agreement]:
+    """If this rank fails inside, the others fail at the exchange that they wait in.
+
+    Args:
+        device: where exchanges are made.
+        sharded: whether FSDP shards parameters: then they may wait in an exchange of its own, and
+            are not answered.
+
+    Yields:
+        What knows whether there are exchanges to come.
+
+    Raises:
+        OtherRankError: what was raised inside.
+    """
     found = Agreement()
     try:
         yield found
     except OtherRankError:
         raise
     except Exception:
-        if found.open:
+        if found.open and not sharded:
             _all_gather(torch.zeros(_SLOTS, dtype=torch.float64, device=device))
         raise
 
@@ -134,6 +146,28 @@ def shards(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return [] if fsdp is None else [m for m in modules if isinstance(m, fsdp.FSDPModule)]
 
 
+def reshard(modules: Iterable[nn.Module]) -> None:
+    """Make the modules' parameters the sharded ones, which a forward without backward hides."""
+    for module in shards(modules):
+        module.reshard()  # type: ignore[operator]
+
+
+def check_wrappers(caller: str, modules: Iterable[nn.Module]) -> None:
+    """Refuse what runs passes in a way that the engine cannot follow."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    for module in modules:
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise ValueError(
+                f"{caller}: model must not be DataParallel over several devices, whose random "
+                "numbers cannot be shared by passes; use DistributedDataParallel, one process a "
+                f"device, got device_ids={module.device_ids}"
+            )
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
+            raise ValueError(
+                f"{caller}: model must not be FullyShardedDataParallel; use fully_shard (FSDP2)"
+            )
+
+
 @contextmanager
 def unreduced(models: Iterable[DistributedDataParallel]) -> Iterator[None]:
     """Passes inside leave the gradients of this rank's samples in `.grad`."""
@@ -148,6 +182,7 @@ def share_buffers(models: Iterable[DistributedDataParallel]) -> None:
     for model in models:
         if model.will_sync_module_buffers():  # type: ignore[no-untyped-call]
             model._sync_buffers()  # type: ignore[no-untyped-call]
+            model.require_forward_param_sync = False  # they are shared
 
 
 def _all_gather(slots: Tensor) -> Tensor:

@@ -1,9 +1,24 @@
 """Makes every pass of a step see what the first one saw."""
 
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "is_random"]
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """Of all generators that a layer may draw from."""
+
+    python: tuple[Any, ...]
+    numpy: Any
+    cpu: Tensor
+    device: Tensor | None
 
 
 class Replay:
@@ -25,7 +40,7 @@ class Replay:
         self._device = device
         # A capture cannot read the device's random state.
         self._captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if self._captured and any(_is_random(module) for module in modules):
+        if self._captured and any(is_random(module) for module in modules):
             raise RuntimeError(
                 f"{caller}: passes captured in a CUDA graph cannot share random numbers; "
                 "model must have no dropout in training mode"
@@ -61,25 +76,33 @@ class Replay:
             if buffer is not None
         ]
 
-    def _random_state(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
+    def _random_state(self) -> "_RandomState":
+        device = None
         if self._device.type != "cpu" and not self._captured:
-            states.append(torch.get_device_module(self._device).get_rng_state(self._device))
-        return states
+            device = torch.get_device_module(self._device).get_rng_state(self._device)
+        return _RandomState(
+            random.getstate(),
+            numpy.random.get_state(),  # noqa: NPY002 - what layers draw from is not ours to choose
+            torch.get_rng_state(),
+            device,
+        )
 
     def _set(
-        self, buffers: list[tuple[nn.Module, str, Tensor, Tensor]], random: list[Tensor]
+        self, buffers: list[tuple[nn.Module, str, Tensor, Tensor]], state: "_RandomState"
     ) -> None:
         for module, name, buffer, value in buffers:
-            # .data: a graph of the caller's may have saved the buffer, and its value is given back.
-            buffer.data.copy_(value)
+            if 0 not in buffer.stride():  # an expanded one cannot have been written to
+                # .data: a graph of the caller's may have saved the buffer, and gets its value back.
+                buffer.data.copy_(value)
             module._buffers[name] = buffer
-        torch.set_rng_state(random[0])
-        for state in random[1:]:
-            torch.get_device_module(self._device).set_rng_state(state, self._device)
+        random.setstate(state.python)
+        numpy.random.set_state(state.numpy)  # noqa: NPY002
+        torch.set_rng_state(state.cpu)
+        if state.device is not None:
+            torch.get_device_module(self._device).set_rng_state(state.device, self._device)
 
 
-def _is_random(module: nn.Module) -> bool:
+def is_random(module: nn.Module) -> bool:
     """Whether one of torch's layers draws random numbers in its forward."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.training and module.p > 0

@@ -29,11 +29,14 @@ class Step:
         loss: the training loss at the inputs; 0-dimensional.
         penalty: the penalty's value, its weight included; 0-dimensional.
         outputs: the network's outputs at the inputs, in training mode as the call found it.
+        shift: root-mean-square displacement of the finite difference, per input element of the
+            samples that moved, in input units; 0-dimensional, 0 where nothing moved.
     """
 
     loss: Tensor
     penalty: Tensor
     outputs: Tensor
+    shift: Tensor
 
 
 def backward(
@@ -68,7 +71,9 @@ def backward(
     reduces them once, after the last pass; FSDP2 in every pass, so that they stay sharded. The
     step of the finite difference, the Lipschitz maximum and covariances are those of all ranks; the
     loss and a penalty's mean that are returned are this rank's. If a rank raises before its last
-    pass, all do (on the CPU; on a GPU NCCL's timeout ends the wait).
+    pass, all do: on the CPU and without FSDP2, otherwise and later they wait for the process
+    group's timeout, as in any training. Under FSDP2 other leaves that the loss was made of get a
+    gradient too.
 
     A CUDA graph can capture the call if nothing in the model draws random numbers.
 
@@ -103,7 +108,8 @@ def backward(
             devices or with post_accumulate_grad hooks, DDP without a process group, FSDP that does
             not reduce, an option or shift out of range, or a penalty whose `value` depends on other
             gradients for other values of them.
-        RuntimeError: if another rank has failed, or while a CUDA graph is captured with dropout.
+        RuntimeError: if another rank has failed, in inference mode, or while a CUDA graph is
+            captured with dropout.
 
     Example:
         >>> import torch
@@ -115,7 +121,8 @@ def backward(
         >>> step.loss.shape, step.outputs.shape, model.weight.grad.shape
         (torch.Size([]), torch.Size([8, 3]), torch.Size([3, 4]))
     """
-    with ranks.agreement(_device_of(model)) as exchange:
+    device, sharded = _device_of(model)
+    with ranks.agreement(device, sharded) as exchange:
         network = Network("backward", model, inputs, targets, loss_fn, output, wrt)
         check_penalty("backward", penalty)
         if batch_norm not in ("batch", "eval"):
@@ -125,20 +132,19 @@ def backward(
         passes = Passes("backward", network, _check_shift("backward", shift), scaler, exchange)
         ranks.share_buffers(passes.replicas)
         modules = _modules(network, but=penalty)
-        with _undone_on_error(passes, penalty, modules) as replay:
+        with _undone_on_error(passes, penalty, modules, reduced=bool(passes.replicas)) as replay:
             due = penalty.due()
             if due is None:
                 passes.complete()
                 loss, outputs = passes.plain()
-                value = torch.zeros_like(loss)
+                value, displacement = torch.zeros_like(loss), torch.zeros_like(loss)
             elif batch_norm == "eval" and any(m.training for m in modules):
                 with passes.unreduced():
                     loss, outputs = passes.plain()
-                clean = take(passes.parameters)
-                passes.before_reduction.append(clean)
+                passes.before_reduction.append(take(passes.parameters))
                 with _eval_mode(modules):
                     again = Replay("backward", modules, network.inputs.device)
-                    value, _, _ = passes.penalized(due, again, with_loss=False)
+                    value, _, _, displacement = passes.penalized(due, again, with_loss=False)
             elif due.has_objective() and is_compiled(model):
                 # Inductor's backward runs once, so that the loss needs a pass of its own.
                 with passes.unreduced():
@@ -146,10 +152,10 @@ def backward(
                 passes.before_reduction.append(take(passes.parameters))
                 replay.mark_buffers()
                 replay.rewind()
-                value, _, _ = passes.penalized(due, replay, with_loss=False)
+                value, _, _, displacement = passes.penalized(due, replay, with_loss=False)
             else:
-                value, loss, outputs = passes.penalized(due, replay, with_loss=True)
-    return Step(loss, value, outputs)
+                value, loss, outputs, displacement = passes.penalized(due, replay, with_loss=True)
+    return Step(loss, value, outputs, displacement)
 
 
 def loss_term(
@@ -166,7 +172,8 @@ def loss_term(
 ) -> Tensor:
     r"""The penalty's value with a derivative in the parameters, to be added to a loss.
 
-    Its passes leave the model's buffers, running statistics among them, as they are.
+    Its passes leave the model's buffers, running statistics among them, as they are. Ranks of
+    torch.distributed each take their own samples alone.
 
     Args:
         model: the network.
@@ -185,7 +192,8 @@ def loss_term(
 
     Raises:
         TypeError: as `backward`.
-        ValueError: as `backward`, or for another method.
+        ValueError: as `backward`, for another method, or for "first_order" under DDP, which
+            `backward` serves.
         RuntimeError: for double backward through what has no second derivative, such as a compiled
             model, fused attention, a cuDNN RNN or a once-differentiable function.
     """
@@ -196,20 +204,28 @@ def loss_term(
         raise ValueError(
             f"{caller}: method must be 'double_backward' or 'first_order', got {method!r}"
         )
-    if method == "double_backward" and is_compiled(model):
-        raise RuntimeError(
-            f"{caller}: a compiled model has no double backward; use robustkern.backward(model, "
-            'inputs, targets, penalty) or method="first_order"'
-        )
     recorded = torch.is_grad_enabled()
     passes = Passes(caller, network, _check_shift(caller, shift), None, None)
-    with _undone_on_error(passes, penalty, _modules(network, but=penalty)) as replay:
+    unable = "a compiled model" if is_compiled(model) else "FSDP2" if passes.shards else None
+    if method == "double_backward" and unable:
+        raise RuntimeError(
+            f"{caller}: {unable} has no double backward; use robustkern.backward(model, "
+            'inputs, targets, penalty) or method="first_order"'
+        )
+    if method == "first_order" and passes.replicas:
+        raise ValueError(
+            f"{caller}: method must be 'double_backward' under DistributedDataParallel, which "
+            "would reduce the term's passes in place of the loss's; use robustkern.backward(model, "
+            f"inputs, targets, penalty), got {method!r}"
+        )
+    modules = _modules(network, but=penalty)
+    with _undone_on_error(passes, penalty, modules, reduced=False) as replay:
         due = penalty.due()
         if due is None:
             return torch.zeros((), dtype=network.inputs.dtype, device=network.inputs.device)
         if method == "double_backward" or not recorded:
             return passes.differentiable(due, replay, create_graph=recorded)
-        value, _, _ = passes.penalized(due, replay, with_loss=False)
+        value, *_ = passes.penalized(due, replay, with_loss=False)
         gradients = take(passes.parameters)
     return known(value, gradients, passes.parameters)
 
@@ -234,38 +250,61 @@ class _Known(torch.autograd.Function):
 
 def _modules(network: Network, but: nn.Module) -> list[nn.Module]:
     """The modules of model and loss, without those of a penalty that they may hold."""
-    without = set(but.modules())
+    without = set(_state_of(but))
     return [m for part in network.modules for m in part.modules() if m not in without]
 
 
-def _device_of(model: Any) -> torch.device:
-    """Where the ranks' exchanges are made; the model has not been checked yet."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
+def _state_of(penalty: nn.Module) -> Iterator[nn.Module]:
+    """A penalty's modules, but for a network, which has parameters, that it may know."""
+    yield penalty
+    for child in penalty.children():
+        if hasattr(child, "due") or next(child.parameters(), None) is None:
+            yield from _state_of(child)
+
+
+def _device_of(model: Any) -> tuple[torch.device, bool]:
+    """Of a model that has not been checked yet; and whether FSDP shards it."""
+    if not isinstance(model, nn.Module):
+        return torch.device("cpu"), False
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return device, bool(ranks.shards(model.modules()))
 
 
 @contextmanager
 def _undone_on_error(
-    passes: Passes, penalty: "Penalty", modules: list[nn.Module]
+    passes: Passes, penalty: "Penalty", modules: list[nn.Module], reduced: bool
 ) -> Iterator[Replay]:
-    """Adds the gradients computed inside to `.grad`; after an error nothing has happened."""
+    """Adds the gradients computed inside to `.grad`; after an error nothing has happened.
+
+    What was in `.grad` is added before DDP's reduction, where there is one.
+
+    Args:
+        passes: whose parameters are meant.
+        penalty: its state is taken back too.
+        modules: their buffers as well.
+        reduced: whether DDP reduces the gradients inside.
+
+    Yields:
+        The replay of the passes.
+    """
     replay = Replay(passes.caller, modules, passes.inputs.device)
     state = copy.deepcopy(penalty.state_dict())
     held = take(passes.parameters)
     if any(replica.gradient_as_bucket_view for replica in passes.replicas):
         held = [None if grad is None else grad.clone() for grad in held]
-    if passes.replicas:
+    if reduced:
         passes.before_reduction.append(held)
     try:
         with torch.enable_grad():
             yield replay
     except BaseException:
+        ranks.reshard(passes.shards)
         for parameter, grad in zip(passes.parameters, held, strict=True):
             parameter.grad = grad
         replay.rewind()
         penalty.load_state_dict(state, strict=False)
         raise
-    if not passes.replicas:
+    if not reduced:
         add(passes.parameters, held)
 
 

@@ -53,7 +53,8 @@ class LipschitzPenalty(Penalty):
 
     The maximum over the data underestimates the Lipschitz constant of the loss. In training mode
     (of this module) it is the maximum over all ranks of torch.distributed, and only the rank that
-    holds it moves a sample. A step costs 2 plain training steps.
+    holds it moves a sample; as a term of a loss the ranks' batches must then be equal. A step costs
+    2 plain training steps.
 
     Args:
         weight: non-negative.

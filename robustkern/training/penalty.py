@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustkern.covariance import CovarianceFunction
-from robustkern.evaluation import deepfool_source, fgsm_source, pgd_source
+from robustkern.evaluation import deepfool_source, fgsm_source, gradient_source, pgd_source
 from robustkern.evaluation.perturbations import Source
 from robustkern.penalties import CURE, SGR, GradientPenalty, Lazy, LipschitzPenalty, Penalty, Sum
 from robustkern.training.models import Shape
@@ -40,6 +40,8 @@ _ATTACKS: dict[str, Callable[[nn.Module, float], Source]] = {
     "fgsm": fgsm_source,
     "pgd": pgd_source,
     "deepfool": lambda model, eps: deepfool_source(model),
+    "predicted-sign": lambda model, eps: gradient_source(model),
+    "predicted-gradient": lambda model, eps: gradient_source(model, sign=False),
 }
 SOURCES = ("sign", "gradient", *_ATTACKS)
 
@@ -66,7 +68,7 @@ def _sgr(options: Options, shape: Shape, model: nn.Module | None, images: Tensor
             raise ValueError(
                 "ScheduledPenalty: images must be given for standardize data, got None"
             )
-        variance = images.var(0).mean()
+        variance = images.var(0, correction=0).mean()
     if variance is not None:
         covariance.standardize(variance)
     return SGR(0.0, covariance, source, options["update_every"])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from robustkern.evaluation import RobustAccuracy, robust_accuracy
+from robustkern.training.adversarial import adversarial_training
 from robustkern.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from robustkern.training.data import Dataset, load
 from robustkern.training.files import output_folder, write_json
@@ -48,8 +49,7 @@ class Options:
     weight_decay: float = 0.0
     crop: int = 0
     flip: bool = False
-    lrc_eps: float = 0.0
-    lrc_length: float = 4.0
+    adversarial: Mapping[str, Any] | None = None
     precision: str = "float32"
     batch_norm: str = "batch"
     shift: float | str = "auto"
@@ -92,6 +92,7 @@ def train(options: Options, *, resume: bool = False) -> Path:
     data = load(options.data, options.data_folder).first(options.train_size, options.test_size)
     torch.manual_seed(options.seed)
     arguments, model = _network(options, data, saved)
+    augmentation, trades_beta = adversarial_training(options.adversarial, data.shape)
     trainer = Trainer(
         model,
         data,
@@ -103,8 +104,8 @@ def train(options: Options, *, resume: bool = False) -> Path:
         batch_size=options.batch_size,
         crop=options.crop,
         flip=options.flip,
-        lrc_eps=options.lrc_eps,
-        lrc_length=options.lrc_length,
+        augmentation=augmentation,
+        trades_beta=trades_beta,
         precision=options.precision,
         batch_norm=options.batch_norm,
         shift=options.shift,
@@ -135,7 +136,9 @@ def train(options: Options, *, resume: bool = False) -> Path:
         write_json(folder / LOG, {"options": plain, "versions": versions(), "epochs": log})
         print(
             f"epoch {record.epoch}: loss {record.loss:.4f}, penalty {record.penalty:.4f}, "
-            f"clean accuracy {percent(record.clean_accuracy)}, {record.seconds:.1f} s",
+            f"clean accuracy {percent(record.clean_accuracy)}, "
+            f"{record.forward_passes:.1f} forward and {record.backward_passes:.1f} backward "
+            f"passes a step, {record.seconds:.1f} s",
             flush=True,
         )
     return path
@@ -309,6 +312,13 @@ def _network(
 
 
 def _check_same(options: Options, saved: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(Options)}
+    unknown = [name for name in saved if name not in known]
+    if unknown:
+        raise ValueError(
+            "train: the resumed run must be of options that this version has, "
+            f"got {', '.join(unknown)}"
+        )
     # An option that is newer than the checkpoint was at its default.
     made_with = {**dataclasses.asdict(Options()), **saved}
     for name, value in dataclasses.asdict(options).items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkern import gradients
-from robustkern.covariance import CovarianceFunction
 from robustkern.evaluation import accuracy
+from robustkern.training.adversarial import Augmentation, divergence
 from robustkern.training.data import Dataset
+from robustkern.training.passes import counted
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.schedules import Schedule
 
@@ -33,12 +34,18 @@ OPTIMIZERS = ("adam", "sgd")
 
 @dataclass(frozen=True)
 class Record:
-    """One epoch: means over the training samples, accuracy on the test images, training time."""
+    """One epoch: means over the training samples, accuracy on the test images, training time.
+
+    The passes are those of the network per training sample, those of attacks and penalties among
+    them: plain training makes one forward and one backward.
+    """
 
     epoch: int
     loss: float
     penalty: float
     clean_accuracy: float
+    forward_passes: float
+    backward_passes: float
     seconds: float
 
 
@@ -61,9 +68,11 @@ class Trainer:
         batch_size: samples per step; the last batch of an epoch may be smaller.
         crop: shift each training image by up to this many pixels, zeros coming in.
         flip: mirror each training image left to right with probability one half.
-        lrc_eps: standard deviation of long-range-correlated noise that each training image gets,
-            clipped to [0, 1] (the LRC-trained baseline of Roth et al. 2018); 0 for none.
-        lrc_length: decay length of that noise, in pixels.
+        augmentation: `augmentation(model, inputs, targets)` gives the images to train on, after
+            crop and flip; see `robustkern.training.adversarial`. Loss and penalty are taken there.
+        trades_beta: with it loss and penalty are taken at the images before the augmentation, and
+            trades_beta KL(f(x) || f(augmented x)) is added to the loss (TRADES, Zhang et al. 2019),
+            at two more passes each way; batch norm's running statistics see them too.
         precision: `float32`, `float64`, or autocast to `bfloat16` or `float16`, the last with a
             `GradScaler`.
         batch_norm: `batch` or `eval`; see `robustkern.backward`.
@@ -88,8 +97,8 @@ class Trainer:
         batch_size: int = 64,
         crop: int = 0,
         flip: bool = False,
-        lrc_eps: float = 0.0,
-        lrc_length: float = 4.0,
+        augmentation: Augmentation | None = None,
+        trades_beta: float | None = None,
         precision: str = "float32",
         batch_norm: str = "batch",
         shift: float | str = "auto",
@@ -109,8 +118,12 @@ class Trainer:
                 "Trainer: batch_size must be at least 1 and crop at least 0, "
                 f"got {batch_size} and {crop}"
             )
-        if not (math.isfinite(lrc_eps) and lrc_eps >= 0):
-            raise ValueError(f"Trainer: lrc_eps must be finite and not negative, got {lrc_eps}")
+        if trades_beta is not None and not 0 <= trades_beta < math.inf:
+            raise ValueError(
+                f"Trainer: trades_beta must be finite and not negative, got {trades_beta}"
+            )
+        if trades_beta is not None and augmentation is None:
+            raise ValueError("Trainer: augmentation must be given with trades_beta, got None")
         self.device = torch.device(device)
         dtype = torch.float64 if precision == "float64" else torch.float32
         self.model = model.to(self.device, dtype)
@@ -123,8 +136,7 @@ class Trainer:
         self.lr = lr
         self.optimizer = _optimizer(optimizer, self.model, lr(0), momentum, weight_decay)
         self.batch_size, self.crop, self.flip = batch_size, crop, flip
-        self.lrc_eps = lrc_eps
-        self.noise = CovarianceFunction.exponential(*data.shape, lrc_length).to(self.device)
+        self.augmentation, self.trades_beta = augmentation, trades_beta
         self._autocast = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.batch_norm, self.shift = batch_norm, shift
@@ -148,11 +160,12 @@ class Trainer:
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         order = torch.randperm(len(self._x), generator=self.batches)
         batches = torch.split(order, self.batch_size)
-        for number, index in enumerate(batches):
-            self._set_schedules(self.epoch + number / len(batches))
-            total += len(index) * self.step(index.to(self.device))
-            if advance is not None:
-                advance(len(index))
+        with counted(self.model) as passes:
+            for number, index in enumerate(batches):
+                self._set_schedules(self.epoch + number / len(batches))
+                total += len(index) * self.step(index.to(self.device))
+                if advance is not None:
+                    advance(len(index))
         loss, penalty = (total / len(self._x)).tolist()
         if not math.isfinite(loss + penalty):
             raise FloatingPointError(
@@ -162,7 +175,8 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.epoch += 1
         clean = accuracy(self.model, self.data.x_test, self.data.y_test)
-        return Record(self.epoch, loss, penalty, clean, seconds)
+        forward, backward = passes.forward / len(self._x), passes.backward / len(self._x)
+        return Record(self.epoch, loss, penalty, clean, forward, backward, seconds)
 
     def step(self, index: Tensor) -> Tensor:
         """Take one optimizer step on the samples `index`, (N,) int64.
@@ -170,13 +184,21 @@ class Trainer:
         Returns:
             (2,): loss and penalty, detached.
         """
-        inputs = augment(self._x[index], self.crop, self.flip, self.batches)
-        if self.lrc_eps:
-            noise = self.noise.sample(len(index), self.batches).to(inputs)
-            inputs = (inputs + self.lrc_eps * noise).clamp(0, 1)
+        clean, targets = augment(self._x[index], self.crop, self.flip, self.batches), self._y[index]
+        augmented = clean
+        if self.augmentation is not None:
+            # Autocast of its own: torch 2.10 may reuse casts that were made without gradients.
+            with self._seeded(), self._precision():
+                augmented = self.augmentation(self.model, clean, targets)
         self.optimizer.zero_grad()
         with self._precision():
-            loss, penalty = self.backward(inputs, self._y[index])
+            if self.trades_beta is None:
+                loss, penalty = self.backward(augmented, targets)
+            else:
+                loss, penalty = self.backward(clean, targets)
+                term = self.trades_beta * divergence(self.model(clean), self.model(augmented))
+                self.scaler.scale(term).backward()  # type: ignore[no-untyped-call]
+                loss = loss + term.detach()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return torch.stack([loss.double(), penalty.double()])
@@ -248,6 +270,15 @@ class Trainer:
         self.penalty.set_epoch(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(epoch)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Inside, the global random state follows from that of `batches`; then it is put back."""
+        seed = int(torch.randint(2**62, (), generator=self.batches))
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(devices, device_type=self.device.type):
+            torch.manual_seed(seed)
+            yield
 
     def _precision(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)

@@ -1,6 +1,7 @@
 """`check` finds what is wrong, and leaves everything as it was."""
 
 import copy
+import random
 import re
 
 import pytest
@@ -121,6 +122,18 @@ def test_sources_that_attack_the_model_are_compared_too(kind):
     report = check(model, SGR(1.0, CovarianceFunction(3, 8, 8), source))
     assert report.cosine > 0.99  # float64 turns some signs
     assert report.shift == pytest.approx(1e-3 * batch()[0].std().item(), rel=0.5)
+
+
+def test_layers_that_draw_from_pythons_generator():
+    class DropPath(nn.Module):
+        def forward(self, x):
+            return x * (1 + (random.random() < 0.5))
+
+    network = smooth(torch.float32, dropout=0.0)
+    before = random.getstate()
+    report = check(nn.Sequential(*network[:5], DropPath(), *network[5:]), penalty=CURE())
+    assert report.verdict == "fine"
+    assert random.getstate() == before
 
 
 def test_a_model_that_returns_more_in_training_mode():

@@ -108,9 +108,11 @@ def test_ddp_with_statistics_of_all_ranks(ranks, split):
     group="many processes",
     note="one reduction a step; batches of unequal sizes too",
 )
-def test_ddp_in_eval_mode_with_layers_that_training_alone_uses(ranks):
-    _, truth, _ = two_ranks.one_process(two_ranks.WithAuxiliaryHead, CURE(), batch_norm="eval")
-    for found in results(ranks, "ddp-auxiliary"):
+@pytest.mark.parametrize("name", ["cure", "head"])
+def test_ddp_in_eval_mode_with_layers_that_training_alone_uses(ranks, name):
+    penalty = two_ranks.PENALTIES[name]()
+    _, truth, _ = two_ranks.one_process(two_ranks.WithAuxiliaryHead, penalty, batch_norm="eval")
+    for found in results(ranks, f"ddp-auxiliary-{name}"):
         agree(found["gradient"], truth, 1e-4)
 
 
@@ -225,7 +227,7 @@ def test_fsdp_gives_the_gradient_of_one_process(ranks, name):
         assert found["sharded"][0] == 4  # of 8 channels
 
 
-@pytest.mark.parametrize("what", ["validation", "error"])
+@pytest.mark.parametrize("what", ["validation", "error", "error-within"])
 def test_fsdp_after_a_forward_without_backward(ranks, what):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
     for found in results(ranks, f"fsdp-after-{what}"):

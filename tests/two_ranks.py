@@ -26,6 +26,7 @@ PENALTIES = {
     "anchored": lambda: CURE(anchored=True),
     "sum": lambda: CURE() + LipschitzPenalty(1.0) + SGR(1.0, CovarianceFunction(3, 8, 8)),
     "constant": lambda: Constant(),
+    "head": lambda: Head(),
 }
 SPLITS = {"equal": [slice(0, 3), slice(3, 6)], "unequal": [slice(0, 2), slice(2, 6)]}
 
@@ -241,7 +242,8 @@ def fsdp_after(what):
         with torch.no_grad():
             model(inputs)
     else:
-        handle = model.register_forward_hook(fail_at_once)
+        failing = model if what == "error" else model[1]
+        handle = failing.register_forward_hook(fail_at_once)
         try:
             robustkern.backward(model, inputs, targets, CURE())
         except KeyError:
@@ -330,7 +332,8 @@ def scenarios():
         options = {"make_model": shared_norm_network, "split": split}
         yield f"ddp-norm-{split}", lambda options=options: ddp("cure", **options)
     options = {"make_model": WithAuxiliaryHead, "batch_norm": "eval", "steps": 2}
-    yield "ddp-auxiliary", lambda: ddp("cure", **options)
+    for name in ("cure", "head"):
+        yield f"ddp-auxiliary-{name}", lambda name=name: ddp(name, **options)
     yield "ddp-spectral", lambda: ddp("cure", make_model=normed_network, steps=3)
     for option in ("find_unused_parameters", "static_graph", "gradient_as_bucket_view"):
         yield f"ddp-{option}", lambda o=option: ddp("cure", steps=2, ddp_options={o: True})
@@ -345,7 +348,7 @@ def scenarios():
     yield "lipschitz-moves", lipschitz_moves_one_sample
     for name in ("gn", "cure", "anchored", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")
-    for what in ("validation", "error"):
+    for what in ("validation", "error", "error-within"):
         yield f"fsdp-after-{what}", lambda what=what: fsdp_after(what)
     yield "fsdp-double-backward", fsdp_double_backward
     yield "fsdp1", fsdp1

@@ -12,9 +12,9 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from robustkern.analysis.cost import Passes, memory, seconds
-from robustkern.analysis.trial import Gradients, Trial, eager, random_state, twice_differentiable
+from robustkern.analysis.trial import Gradients, Trial, eager, twice_differentiable
 from robustkern.gradients.passes import has_tf32
-from robustkern.gradients.replay import is_random
+from robustkern.gradients.replay import RandomState, is_random
 from robustkern.penalties import Penalty
 
 __all__ = ["CheckReport", "check"]
@@ -282,9 +282,9 @@ def _draws(trial: Trial, shift: float | str) -> bool:
     """Whether a step draws random numbers."""
     device = trial.device()
     with trial.untouched():
-        before = random_state(device)
+        before = RandomState.now(device)
         trial.penalized(shift)
-        return not all(map(torch.equal, before, random_state(device)))
+        return not before.equals(RandomState.now(device))
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustkern.gradients import Step, backward
 from robustkern.gradients.network import without_cudnn
+from robustkern.gradients.replay import RandomState
 from robustkern.penalties import Lazy, Penalty
 
-__all__ = ["Gradients", "Trial", "eager", "random_state", "twice_differentiable"]
+__all__ = ["Gradients", "Trial", "eager", "twice_differentiable"]
 
 Inputs = Tensor | Mapping[str, Any]
 Gradients = list[Tensor]  # float64 vectors, one per parameter
@@ -142,17 +143,16 @@ class Trial:
         states = [
             (part, copy.deepcopy(part.state_dict())) for part in parts if part is self.penalty
         ]
-        device = self.device()
-        devices = [] if device.type == "cpu" else [device]
+        random = RandomState.now(self.device())
         try:
-            with torch.random.fork_rng(devices, device_type=device.type):
-                for parameter in parameters:
-                    parameter.grad = None
-                for module in modules:
-                    if isinstance(module, Lazy):
-                        module.training = False
-                yield
+            for parameter in parameters:
+                parameter.grad = None
+            for module in modules:
+                if isinstance(module, Lazy):
+                    module.training = False
+            yield
         finally:
+            random.restore(self.device())
             for module, training in modes:
                 module.training = training
             for module, name, buffer, value in buffers:
@@ -185,14 +185,6 @@ def eager() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Of the CPU and of the device."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
 
 
 def _gradient(parameter: Tensor) -> Tensor:

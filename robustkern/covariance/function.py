@@ -72,6 +72,7 @@ class CovarianceFunction(RunningAverage):
         # The running average itself, where the values are made from it.
         self.register_buffer("average", None)
         self._factor: tuple[tuple[object, ...], Tensor] | None = None
+        self._scale: Tensor | None = None  # of `standardize`, as it was last
         self._law: tuple[float, float] | None = None  # decay length and cross of `exponential`
 
     @classmethod
@@ -218,8 +219,13 @@ class CovarianceFunction(RunningAverage):
             made = made * ((1 - r) ** 4 * (4 * r + 1))
         if self.variance is not None:
             mean = self._variance(made)
-            made = made * torch.where(mean > 0, self.variance / mean, 0)
+            self._scale = torch.where(mean > 0, self.variance / mean, 0)
+            made = made * self._scale
         self.values.copy_(made)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._scale = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def amplitude(self) -> Tensor | float:
         """By how much the noise is larger than the perturbations: see `standardize`.
@@ -229,10 +235,10 @@ class CovarianceFunction(RunningAverage):
         """
         if self.average is None or self.variance is None:
             return 1.0
-        # Clipping a spectrum scales no noise, and a taper is one at zero.
-        before = displacements.projected(self.average) if self.projected else self.average
-        before, now = self._variance(before), self._variance(self.values)
-        return torch.where(before > 0, now / before, 0).sqrt()
+        if self._scale is None:  # of a state that was loaded
+            self._make_values()
+        assert self._scale is not None
+        return self._scale.sqrt()
 
     def _variance(self, values: Tensor) -> Tensor:
         return values[..., self.height - 1, self.width - 1].diagonal().mean()

@@ -68,7 +68,9 @@ def gradient_source(model: nn.Module, *, sign: bool = True) -> Source:
             outputs = model(leaf)
             loss = F.cross_entropy(outputs, outputs.detach().argmax(1), reduction="sum")
             (found,) = torch.autograd.grad(loss, leaf)
-        return (found.sign() if sign else found).to(inputs.dtype)
+        # The sign of NaN is 0: an overflow must not pass for a gradient.
+        signs = torch.where(found.isfinite(), found.sign(), torch.nan)
+        return (signs if sign else found).to(inputs.dtype)
 
     return source
 

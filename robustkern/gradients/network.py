@@ -70,6 +70,13 @@ class Network:
                 f"{caller}: model must have no post_accumulate_grad hooks, such as an optimizer's "
                 "in backward, for they would run in every pass"
             )
+        if ranks.shards(model.modules()) and not any(
+            hasattr(p, "to_local") for p in self.parameters
+        ):
+            raise ValueError(
+                f"{caller}: FSDP must have its parameters sharded, got a model whose last forward "
+                "or backward did not come to its end"
+            )
         devices = list(dict.fromkeys(str(p.device) for p in self.parameters))
         if len(devices) > 1:
             raise ValueError(

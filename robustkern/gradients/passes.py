@@ -231,13 +231,12 @@ class Passes:
 
     def _nothing(self, outputs: Tensor, penalty: "Penalty") -> Tensor | float:
         """Zero, but with a gradient in every parameter that DDP waits for in the last pass."""
-        if penalty.has_objective():
-            return 0 * self.network.loss(outputs)
+        if all(replica.training for replica in self.replicas):
+            return 0 * self.network.loss(outputs) if penalty.has_objective() else 0.0
         if all(replica.find_unused_parameters for replica in self.replicas):
             return 0.0
         # In eval mode a pass may leave out layers that training uses.
-        training = all(replica.training for replica in self.replicas)
-        return 0.0 if training else 0 * torch.stack([p.sum() for p in self.parameters]).sum()
+        return 0 * torch.stack([p.sum() for p in self.parameters]).sum()
 
     def _full_precision(self) -> torch.autocast:
         """Forward passes run under the caller's autocast, all else outside it."""

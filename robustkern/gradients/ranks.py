@@ -146,10 +146,18 @@ def shards(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return [] if fsdp is None else [m for m in modules if isinstance(m, fsdp.FSDPModule)]
 
 
-def reshard(modules: Iterable[nn.Module]) -> None:
+def reshard(modules: Iterable[nn.Module], failed: bool = False) -> None:
     """Make the modules' parameters the sharded ones, which a forward without backward hides."""
     for module in shards(modules):
+        if failed and hasattr(module, "reset_iter_state"):  # since torch 2.13
+            _reset_root(module)
         module.reshard()  # type: ignore[operator]
+
+
+def _reset_root(module: nn.Module) -> None:
+    """End a forward that raised; FSDP knows it by the root alone."""
+    if module._get_fsdp_state()._is_root:  # type: ignore[operator]
+        module.reset_iter_state()  # type: ignore[operator]
 
 
 def check_wrappers(caller: str, modules: Iterable[nn.Module]) -> None:

@@ -73,7 +73,7 @@ def backward(
     loss and a penalty's mean that are returned are this rank's. If a rank raises before its last
     pass, all do: on the CPU and without FSDP2, otherwise and later they wait for the process
     group's timeout, as in any training. Under FSDP2 other leaves that the loss was made of get a
-    gradient too.
+    gradient too, and an error inside a backward leaves FSDP itself as it fell.
 
     A CUDA graph can capture the call if nothing in the model draws random numbers.
 
@@ -95,7 +95,8 @@ def backward(
         scaler: scales every loss; `.grad` is left scaled, for `scaler.step`. An overflow in any
             pass makes `.grad` non-finite, so the scaler sees it.
         batch_norm: "batch" normalizes each pass by its own batch; "eval" takes the penalty's passes
-            in eval mode, as the authors of CURE do, at one pass more in training mode.
+            in eval mode, as the authors of CURE do, at one pass more in training mode, whose random
+            numbers are its own.
 
     Returns:
         The loss, the penalty and the outputs of the clean pass.
@@ -298,7 +299,7 @@ def _undone_on_error(
         with torch.enable_grad():
             yield replay
     except BaseException:
-        ranks.reshard(passes.shards)
+        ranks.reshard(passes.shards, failed=True)
         for parameter, grad in zip(passes.parameters, held, strict=True):
             parameter.grad = grad
         replay.rewind()

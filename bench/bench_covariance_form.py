@@ -83,7 +83,7 @@ def test_form_by_convolution(shape, device, compare, benchmark):
     spectral.summarize(benchmark, medians, "robustkern")
 
 
-@pytest.mark.parametrize("shape", [(128, 3, 32, 32)], ids=str)
+@pytest.mark.parametrize("shape", [(128, 3, 32, 32), (16, 3, 64, 64), (8, 3, 224, 224)], ids=str)
 def test_derivative(shape, device, compare):
     """Forward and backward, as a penalty needs: (Sigma + Sigma^T) g."""
     g, k = spectral.data(shape, device)

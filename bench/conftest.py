@@ -110,11 +110,11 @@ def compare(benchmark, request, device):
         seconds: dict[tuple[str, str], list[float]] = {
             (title, name): [] for title, group_timers in timers.items() for name in group_timers
         }
-        limits: list[float] = []
+        bandwidths: list[float] = []
 
         def one_round() -> None:
             if limit:
-                limits.append(limit())
+                bandwidths.append(limit())
             for title, name in seconds:
                 seconds[title, name].append(timers[title][name]())
 
@@ -139,9 +139,10 @@ def compare(benchmark, request, device):
             if "bytes_min" in facts:
                 row["bytes_per_s"] = facts["bytes_min"] / row["median_s"]
             if limit:
-                row["limit_bytes_per_s"] = statistics.median(limits[warmup:])
+                row["limit_bytes_per_s"] = statistics.median(bandwidths[warmup:])
                 row["share_of_limit"] = statistics.median(
-                    facts["bytes_min"] / t / b for t, b in zip(times, limits[warmup:], strict=True)
+                    facts["bytes_min"] / t / b
+                    for t, b in zip(times, bandwidths[warmup:], strict=True)
                 )
             if title == group:
                 medians[name] = row["median_s"]

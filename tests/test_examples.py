@@ -158,6 +158,7 @@ SHORT = {
     "force_matching": ("--steps", "5"),
     "gan": ("--steps", "5"),
     "grad_align": ("--epochs", "1"),
+    "sgr": ("--epochs", "1"),
 }
 
 

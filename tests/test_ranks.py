@@ -227,7 +227,7 @@ def test_fsdp_gives_the_gradient_of_one_process(ranks, name):
         assert found["sharded"][0] == 4  # of 8 channels
 
 
-@pytest.mark.parametrize("what", ["validation", "error", "error-within"])
+@pytest.mark.parametrize("what", ["validation", "error", "error-within", "error-of-ones-own"])
 def test_fsdp_after_a_forward_without_backward(ranks, what):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
     for found in results(ranks, f"fsdp-after-{what}"):

@@ -245,7 +245,10 @@ def fsdp_after(what):
         failing = model if what == "error" else model[1]
         handle = failing.register_forward_hook(fail_at_once)
         try:
-            robustkern.backward(model, inputs, targets, CURE())
+            if what == "error-of-ones-own":
+                model(inputs)
+            else:
+                robustkern.backward(model, inputs, targets, CURE())
         except KeyError:
             handle.remove()
     robustkern.backward(model, inputs, targets, CURE())
@@ -348,7 +351,7 @@ def scenarios():
     yield "lipschitz-moves", lipschitz_moves_one_sample
     for name in ("gn", "cure", "anchored", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")
-    for what in ("validation", "error", "error-within"):
+    for what in ("validation", "error", "error-within", "error-of-ones-own"):
         yield f"fsdp-after-{what}", lambda what=what: fsdp_after(what)
     yield "fsdp-double-backward", fsdp_double_backward
     yield "fsdp1", fsdp1

@@ -148,15 +148,17 @@ def shards(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 def reshard(modules: Iterable[nn.Module], failed: bool = False) -> None:
     """Make the modules' parameters the sharded ones, which a forward without backward hides."""
-    for module in shards(modules):
-        if failed and hasattr(module, "reset_iter_state"):  # since torch 2.13
-            _reset_root(module)
+    found = shards(modules)
+    for module in found:
         module.reshard()  # type: ignore[operator]
+    whole = any(not hasattr(p, "to_local") for module in found for p in module.parameters())
+    for module in found if failed or whole else []:
+        _end_failed_forward(module)
 
 
-def _reset_root(module: nn.Module) -> None:
-    """End a forward that raised; FSDP knows it by the root alone."""
-    if module._get_fsdp_state()._is_root:  # type: ignore[operator]
+def _end_failed_forward(module: nn.Module) -> None:
+    """FSDP does it by the root alone, since torch 2.13."""
+    if hasattr(module, "reset_iter_state") and module._get_fsdp_state()._is_root:  # type: ignore[operator]
         module.reset_iter_state()  # type: ignore[operator]
 
 

@@ -238,6 +238,8 @@ def known(value: Tensor, gradients: Grads, parameters: list[Tensor]) -> Tensor:
 
 
 class _Known(torch.autograd.Function):
+    """A scalar whose derivatives in the parameters are known already."""
+
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: Grads, *parameters: Tensor) -> Tensor:
         ctx.gradients = gradients

@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="mnist.npz", help="an .npz file of MNIST")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the networks")
-    parser.add_argument("--train-size", type=int, default=30_000, help="images to train on")
+    parser.add_argument("--train-size", type=int, default=12_000, help="images to train on")
     options = parser.parse_args()
     for seed, kind in enumerate(("networks", "twins")):
         folder = options.output / kind

@@ -101,6 +101,15 @@ def test_zeros_have_limits_in_place_of_nan():
     torch.testing.assert_close(found, torch.tensor([expected for _, expected in rows]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_extremes_give_neither_nan_nor_negative_lengths(dtype):
+    limits = torch.finfo(dtype)
+    values = torch.tensor([0, limits.tiny, limits.eps, 1, limits.max], dtype=dtype)
+    given = torch.cartesian_prod(values, values, torch.cat([values, -values]), values)
+    found = vars(robustness_bounds(*given.T))
+    assert all((found[name] >= 0).all() for name in found if name != "included")
+
+
 def test_samples_beyond_the_threshold_are_left_out_and_counted():
     c = torch.tensor([0.5, -0.1, 1.0])
     bounds = robustness_bounds(c, torch.ones(3), torch.zeros(3), torch.ones(3))
@@ -148,6 +157,15 @@ def test_gap_and_gradient_are_the_losses(loss):
         losses, t = F.cross_entropy(logits, targets, reduction="none"), math.log(2)
     torch.testing.assert_close(c, (t - losses).detach())
     torch.testing.assert_close(g, torch.autograd.grad(losses.sum(), leaf)[0])
+
+
+def test_another_loss_is_refused():
+    message = 'loss_gap: loss must be "cross_entropy" or "margin", got \'hinge\''
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        loss_gap(linear(torch.eye(2)), torch.eye(2), torch.arange(2), loss="hinge")
+    message = 'margin_loss: reduction must be "mean" or "none", got \'sum\''
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        margin_loss(torch.eye(2), torch.arange(2), reduction="sum")
 
 
 def test_lower_bound_of_a_linear_network_is_below_the_true_distance():

@@ -93,6 +93,21 @@ def test_boundary_that_curves_is_found_where_it_is():
     assert found.heights.isinf().sum() == 2
 
 
+def test_boundary_below_an_input_has_a_negative_height():
+    """The direction leads out of the class, so the boundary comes down to the line and below it."""
+    inputs = torch.tensor([[0.0, 0.75]], dtype=torch.float64)
+    normals, direction = torch.tensor([[0.0, 1.0]]), torch.tensor([1.0, 0.0])
+    mirrored = nn.Sequential(linear(torch.tensor([[1.0, 0.0], [0.0, -1.0]]).double()), Bowl())
+    # Class 1 is now where -x_1 > 1 + x_0^2 / 2: shift it above the input.
+    mirrored[0].bias.data[1] = 2.0
+    found = normal_sections(
+        mirrored, inputs, normals.double(), direction.double(), radius=1.0, points=5
+    )
+    expected = 0.25 - found.offsets**2 / 2
+    torch.testing.assert_close(found.heights[0], expected, atol=1e-4, rtol=0)
+    assert (found.heights < 0).any()
+
+
 def test_networks_are_left_as_they_were():
     model = nn.Sequential(HALF_SPACES, nn.Dropout()).train()
     inputs, targets = samples()

@@ -1,8 +1,8 @@
 """What a penalty does to a user's own network, `robustkern.check`, and what a network looks like.
 
-Bounds of robustness from gradient and curvature, planes through inputs, boundary normals, saliency:
-each function returns a dataclass that `plain` turns into what JSON holds and
-`robustkern.analysis.figures` draws. Normals and adversarial inputs are those of any attack.
+Bounds of robustness from gradient and curvature, planes through inputs, boundary normals, saliency.
+Normals and adversarial inputs may be those of any attack. `plain` turns results into what JSON
+holds, and `robustkern.analysis.figures` draws that.
 """
 
 from robustkern.analysis.bounds import (

@@ -191,8 +191,8 @@ class NormalSections:
 
     Attributes:
         offsets: (P,), rising, b along the shared direction, in input units.
-        heights: (N, P), where along r the prediction at x is lost first, in input units; infinite
-            where it is kept as far as was looked.
+        heights: (N, P), where along r the prediction at x is lost, in input units; negative where
+            it is lost at x + b v already. Infinite, of that sign, where no boundary was found.
     """
 
     offsets: Tensor
@@ -214,15 +214,16 @@ def normal_sections(
     Where they curve alike, one perturbation along the direction changes the predictions of all of
     them (Moosavi-Dezfooli et al. 2018, Robustness of classifiers to universal perturbations).
 
-    Along each line x + b v + a r, with a from 0 to radius, the first change of class among P steps
-    is found and then bisected. The boundary may be crossed twice within one step, unseen.
+    Along each line x + b v + a r the prediction of x is followed from a = 0: to where it is first
+    lost on the way up or, if it is lost there already, first regained on the way down. Of P steps
+    the one that does is bisected; what is crossed twice within one step is not seen.
 
     Args:
         model: maps (N, \*D) to (N, classes), logits; taken in eval mode.
         inputs: (N, \*D) floating point, a few samples.
         normals: (N, \*D), x_adv - x of a minimal attack such as DeepFool, of any length.
         direction: (\*D), shared; of it the part orthogonal to each normal is taken.
-        radius: b goes from -radius to radius, a from 0 to radius, in input units.
+        radius: of a and b, in input units.
         points: P.
         batch_size: points per pass; in all about N P (P + 12) points go forward.
 
@@ -258,14 +259,17 @@ def normal_sections(
             outputs = outputs_at(caller, model, _points(*place, a, b), batch_size)
             return outputs.argmax(1) != label
 
-        grid = lost(a, b).view(points, points)
-        first = grid.int().argmax(1)  # of the lost ones along each line; 0 if there is none
+        at_start = lost(torch.zeros_like(offsets), offsets)
+        way = torch.where(at_start, -1, 1)  # down or up
+        changed = lost(way.repeat_interleave(points) * a, b).view(points, points)
+        changed ^= at_start.unsqueeze(1)
+        first = changed.int().argmax(1)  # 0 if there is none
         high, low = steps[first], steps[(first - 1).clamp(min=0)]
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            beyond = lost(middle, offsets)
+            beyond = lost(way * middle, offsets) ^ at_start
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-        heights.append(torch.where(grid.any(1), high, torch.inf))
+        heights.append(way * torch.where(changed.any(1), high, torch.inf))
     return NormalSections(offsets=offsets, heights=torch.stack(heights))
 
 

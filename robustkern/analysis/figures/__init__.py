@@ -5,6 +5,13 @@ or the same read back from JSON, and returns a `matplotlib.figure.Figure` to sav
 of them touches pyplot. Networks differ in line style and marker as well as in colour (Okabe and
 Ito's, which colour-blind readers tell apart); surfaces and images use cividis and PuOr. What is not
 finite is not drawn, and counted where it matters.
+
+Example:
+    >>> from robustkern.analysis import bounds_against_curvature, figures, plain
+    >>> curvatures = [0.0, 1.0, 2.0]
+    >>> figure = figures.bound_curves(plain(bounds_against_curvature(curvatures)), curvatures)
+    >>> figure.axes[0].get_title()
+    'local quadratic estimate, not a certificate'
 """
 
 from robustkern.analysis.figures.bounds import bound_curves, loss_parabolas, network_bounds

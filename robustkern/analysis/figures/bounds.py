@@ -70,15 +70,16 @@ def loss_parabolas(lines: Mapping[str, Any]) -> Figure:
     figure, ((axes,),) = panels("loss_parabolas", 1, 1, (5, 3.5))
     offsets, threshold = array(lines["offsets"]), lines["threshold"]
     curves = list(zip(lines["curvatures"], lines["losses"], array(lines["crossings"]), strict=True))
+    bottom = array(lines["losses"]).min()
     for (nu, losses, crossing), look in zip(curves, looks(len(curves)), strict=True):
         look["marker"], marker = None, look["marker"]
         axes.plot(offsets, array(losses), label=rf"$\nu = {nu:g}$", **look)
         if crossing <= offsets[-1]:
             axes.plot(crossing, threshold, marker=marker, color=look["color"], markersize=8)
-            axes.vlines(crossing, axes.get_ylim()[0], threshold, color=look["color"], linewidth=0.7)
-    axes.axhline(threshold, color="black", linewidth=1)
-    axes.annotate("threshold", (offsets[-1], threshold), ha="right", va="bottom")
+            axes.vlines(crossing, bottom, threshold, color=look["color"], linewidth=0.7)
+    axes.axhline(threshold, color="black", linewidth=1, label="threshold")
     axes.set_xlim(offsets[0], offsets[-1])
+    axes.set_ylim(bottom=bottom)
     axes.set_xlabel("distance from x (input units)")
     axes.set_ylabel("loss")
     axes.legend()
@@ -91,9 +92,9 @@ def network_bounds(networks: Networks) -> Figure:
     The loss is no quadratic, so distances may lie outside the bounds.
 
     Args:
-        networks: for each name, of the same samples, "lower" and "upper" bounds and the "distances"
-            of adversarial inputs, such as DeepFool's, in input units; and how many were "excluded",
-            as misclassified.
+        networks: for each name "included", (N,), and "lower" and "upper" bounds of the M that are,
+            as `robustness_bounds` gives them, and of the same M the "distances" of adversarial
+            inputs, such as DeepFool's, in input units.
 
     Returns:
         The figure: above, bounds against distance; below, the shares of samples that each of the
@@ -105,7 +106,7 @@ def network_bounds(networks: Networks) -> Figure:
         ValueError: no networks, or a key is missing.
     """
     names = {"lower": "lower bound", "distances": "distance found", "upper": "upper bound"}
-    check_networks("network_bounds", networks, *names, "excluded")
+    check_networks("network_bounds", networks, *names, "included")
     figure, rows = panels("network_bounds", 2, len(networks), (4, 3.5))
     for (name, data), above, below in zip(networks.items(), *rows, strict=True):
         values = {key: array(data[key]) for key in names}
@@ -119,8 +120,8 @@ def network_bounds(networks: Networks) -> Figure:
             if key != "distances":
                 del look["linestyle"]
                 above.plot(
-                    values["distances"], values[key], linestyle="none", alpha=0.6, label=label,
-                    **look,
+                    values["distances"], values[key], label=label, linestyle="none",
+                    fillstyle="none", **look,
                 )  # fmt: skip
         shown = np.concatenate(list(values.values()))
         shown = shown[np.isfinite(shown) & (shown > 0)]
@@ -130,9 +131,10 @@ def network_bounds(networks: Networks) -> Figure:
             for axes in (above, below):
                 axes.set_xscale("log")
             above.set_yscale("log")
+        excluded = len(data["included"]) - sum(data["included"])
         missing = sum(int((~np.isfinite(each)).sum()) for each in values.values())
         above.set_title(
-            f"{name}: {len(values['lower'])} samples,\n{data['excluded']} excluded, "
+            f"{name}: {len(values['lower'])} samples,\n{excluded} beyond the threshold, "
             f"{missing} numbers not finite",
             fontsize="medium",
         )

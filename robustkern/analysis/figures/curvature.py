@@ -61,8 +61,8 @@ def evolution(networks: Networks) -> Figure:
         ValueError: no networks, or a key is missing.
     """
     titles = {
-        "frobenius_squared": r"mean $\|H\|_F^2$ (loss² per input unit⁴)",
-        "sign_curvature": r"mean $\|Hz\|_2$ (loss per squared input unit)",
+        "frobenius_squared": "mean $\\|H\\|_F^2$\n(loss² per input unit⁴)",
+        "sign_curvature": "mean $\\|Hz\\|_2$\n(loss per squared input unit)",
         "accuracy": "adversarial accuracy (%)",
     }
     check_networks("evolution", networks, "epochs", *titles)

@@ -97,8 +97,8 @@ def subspace_laws(networks: Networks) -> Figure:
             them.
 
     Returns:
-        The figure: to the left median distances, the law as a line without marks; to the right
-        medians and quartiles of the ratio of both.
+        The figure: to the left median distances; to the right medians and quartiles of the ratio of
+        measured distance and law.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -109,15 +109,18 @@ def subspace_laws(networks: Networks) -> Figure:
     figure, ((left, right),) = panels("subspace_laws", 1, 2, (4, 3.5))
     for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):
         dims, ratios = array(data["dims"]), array(data["ratios"])
-        law = {**look, "marker": None}
-        left.plot(dims, array(data["expected"]), label=rf"{name}: $\sqrt{{d/m}}\,\|r^*\|$", **law)
-        points = {**look, "linestyle": "none"}
-        left.plot(dims, array(data["measured"]), label=f"{name}: measured", **points)
+        left.plot(dims, array(data["expected"]), **{**look, "marker": None})
+        left.plot(dims, array(data["measured"]), **{**look, "linestyle": "none"})
         low, middle, high = ratios.T
         right.errorbar(dims, middle, [middle - low, high - middle], label=name, capsize=2, **look)
     right.axhline(1, color="black", linewidth=0.5)
+    left.plot([], [], color="black", label=r"law, $\sqrt{d/m}\,\|r^*\|$")
+    left.plot([], [], color="black", linestyle="none", marker="o", label="measured")
+    ticks = sorted({dim for data in networks.values() for dim in data["dims"]})
     for axes in (left, right):
         axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(dim) for dim in ticks])
+        axes.minorticks_off()
         axes.set_xlabel("dimensions m of the subspace")
         axes.legend()
     left.set_yscale("log")

@@ -23,12 +23,13 @@ __all__ = ["cross_sections", "loss_surfaces", "normal_sections"]
 
 _ALONG = "along the normal r (input units)"
 _ACROSS = "along v (input units)"
+_SMALL = 0.01  # of the square
 
 
 def cross_sections(networks: Networks, *, sample: int = 0) -> Figure:
     """The decision boundary on a plane of its normal: Fig. 1 of Moosavi-Dezfooli et al. 2019.
 
-    Each region bears the number of its class.
+    A region bears the number of its class, unless it is below a hundredth of the square.
 
     Args:
         networks: for each name the "offsets" (P,), "classes" (N, P, P) and "targets" (N,) that
@@ -60,6 +61,8 @@ def cross_sections(networks: Networks, *, sample: int = 0) -> Figure:
             )  # fmt: skip
             if not inside.all():
                 axes.contour(offsets, offsets, inside, [0.5], colors="black", linewidths=0.8)
+            if inside.mean() < _SMALL:
+                continue
             across, along = _middle(inside)
             axes.text(
                 offsets[along], offsets[across], f"{int(label)}", ha="center", va="center",
@@ -90,7 +93,7 @@ def loss_surfaces(networks: Networks, *, sample: int = 0) -> Figure:
     """
     check_networks("loss_surfaces", networks, "offsets", "losses", "targets")
     _check_sample("loss_surfaces", networks, sample)
-    figure, (row,) = panels("loss_surfaces", 1, len(networks), (4.2, 4), projection="3d")
+    figure, (row,) = panels("loss_surfaces", 1, len(networks), (4, 3.5), projection="3d")
     heights = {name: -array(data["losses"])[sample] for name, data in networks.items()}
     low = min(float(each.min()) for each in heights.values())
     low = min(
@@ -108,7 +111,7 @@ def loss_surfaces(networks: Networks, *, sample: int = 0) -> Figure:
         axes.set_xlabel("r (input units)")
         axes.set_ylabel("v (input units)")
         axes.set_zlabel("-cross-entropy")
-        axes.set_box_aspect(None, zoom=0.82)
+        axes.set_box_aspect(None, zoom=0.9)
     return figure
 
 
@@ -139,6 +142,8 @@ def normal_sections(networks: Networks) -> Figure:
         heights = np.where(np.isfinite(heights), heights, np.nan)
         heights = heights - heights[:, [np.abs(offsets).argmin()]]
         drawn = heights[np.isfinite(heights).any(1)]
+        if axes is not row[0]:
+            axes.sharey(row[0])
         for curve, look in zip(drawn, looks(len(drawn)), strict=True):
             axes.plot(offsets, curve, markevery=max(1, len(offsets) // 6), **look)
         axes.axhline(0, color="black", linewidth=0.5)

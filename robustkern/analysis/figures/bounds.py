@@ -133,10 +133,9 @@ def network_bounds(networks: Networks) -> Figure:
             above.set_yscale("log")
         excluded = len(data["included"]) - sum(data["included"])
         missing = sum(int((~np.isfinite(each)).sum()) for each in values.values())
+        title = f"{name}: {len(values['lower'])} samples,\n{excluded} beyond the threshold"
         above.set_title(
-            f"{name}: {len(values['lower'])} samples,\n{excluded} beyond the threshold, "
-            f"{missing} numbers not finite",
-            fontsize="medium",
+            f"{title},\n{missing} numbers not finite" if missing else title, fontsize="medium"
         )
         above.set_xlabel("distance found (input units)")
         above.set_ylabel("bound (input units)")

@@ -15,7 +15,7 @@ from robustkern.analysis.samples import check_count, check_rows
 __all__ = ["Eigenpairs", "lanczos", "spectrum"]
 
 Operator = Callable[[Tensor], Tensor]
-_FEWEST = 20  # steps, so that the residuals of a few Ritz pairs do not agree by chance
+_SPARE = 5  # steps beyond the eigenpairs asked for: a multiple eigenvalue comes once a start
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def lanczos(
     """
     size = _check(operator, like, top, bottom, tolerance, steps)
     most = min(size, max(100, 10 * (top + bottom)) if steps is None else steps)
-    fewest = min(most, max(_FEWEST, 2 * (top + bottom) + 1))
+    fewest = min(most, top + bottom + _SPARE)
     generator = generator or torch.Generator(like.device).manual_seed(0)
     basis, look = _Krylov(like, most, generator), fewest
     with torch.no_grad():
@@ -97,7 +97,7 @@ def lanczos(
             basis.extend(_product(operator, basis.last().to(like.dtype), like))
             if step < look:
                 continue
-            look = min(most, step + 1 + step // 5)  # eigh of many steps costs more than a product
+            look = min(most, step + 1 + step // 10)  # eigh of many steps costs more than a product
             values, weights, residuals, scale = basis.ritz()
             chosen = [*range(-1, -top - 1, -1), *range(bottom - 1, -1, -1)]
             converged = residuals[:, chosen] <= tolerance * scale

@@ -101,6 +101,17 @@ def test_samples_do_not_see_each_other(method):
     torch.testing.assert_close(together[2:3], alone)
 
 
+@pytest.mark.parametrize("method", ["finite", "exact"])
+def test_no_pass_has_more_rows_than_a_batch(method):
+    model, (inputs, targets) = perceptron(), samples()
+    rows = []
+    model.register_forward_hook(lambda module, args, outputs: rows.append(len(outputs)))
+    hessian = InputHessian(model, inputs, targets, method=method, batch_size=3)
+    hessian(torch.ones_like(inputs))
+    next(hessian.matrices())
+    assert max(rows) == 3
+
+
 def test_float32_keeps_the_curvature_of_a_confident_network():
     weight = 20 * torch.eye(4, 12)
     inputs, targets = torch.zeros(1, 12), torch.tensor([0])
@@ -191,6 +202,11 @@ def test_a_network_without_double_backward_is_told_of_finite_differences():
         ({"targets": [0, 1]}, TypeError, "targets must be a tensor, got list"),
         ({"targets": torch.zeros(2).long()}, ValueError, "targets must be as many as inputs"),
         ({"loss_fn": F.cross_entropy}, TypeError, r"loss of each sample, \(5,\).* got \(\)"),
+        ({"targets": torch.full((5,), 4)}, ValueError, r"lie in \[0, 4\).* from 4 to 4"),
+        ({"targets": torch.zeros(5)}, TypeError, "int64 targets, got .* torch.float32 Tensor of"),
+        ({"targets": torch.zeros(5, 1).long()}, ValueError, r"targets \(N,\), got .* \(5, 1\)"),
+        ({"model": nn.LSTM(12, 4), "inputs": torch.ones(5, 12)}, TypeError, "outputs .* got tuple"),
+        ({"loss_fn": lambda f, y: f[:, 0] / 0}, ValueError, "must have finite gradients"),
         ({"loss_fn": None}, TypeError, "loss_fn must be callable, got NoneType"),
         ({"method": "gauss"}, ValueError, "method must be one of .* got 'gauss'"),
         ({"h": 0}, ValueError, "h must be positive and finite, got 0"),

@@ -51,7 +51,8 @@ def lanczos(
     r"""Extreme eigenpairs of all samples at once, by Lanczos with full reorthogonalization.
 
     Each step is one product for all samples. Where a Krylov space is exhausted, as it is for a
-    Hessian of low rank or of zeros, it goes on from a new random direction.
+    Hessian of low rank or of zeros, it goes on from a new random direction. Of an eigenvalue that
+    occurs several times in a matrix of higher rank, copies can be missed.
 
     The eigenpairs are the Rayleigh-Ritz ones of :math:`(T + T^T) / 2, T = V^T H V`, with V the
     orthonormal basis. For a symmetric H this is Lanczos; for one that is not, such as that of
@@ -226,7 +227,7 @@ def _product(operator: Operator, vectors: Tensor, like: Tensor) -> Tensor:
 
 
 def _check(
-    operator: object, like: Tensor, top: int, bottom: int, tolerance: float, steps: int | None
+    operator: Operator, like: Tensor, top: int, bottom: int, tolerance: float, steps: int | None
 ) -> int:
     if not callable(operator):
         raise TypeError(f"lanczos: operator must be callable, got {type(operator).__name__}")

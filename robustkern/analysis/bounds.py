@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.analysis.points import (
+from robustkern.analysis.samples import (
     by_batch,
     check_floating,
     check_inputs,

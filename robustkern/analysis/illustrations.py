@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from robustkern.analysis.bounds import RobustnessBounds, robustness_bounds
-from robustkern.analysis.points import check_count
+from robustkern.analysis.samples import check_count
 
 __all__ = ["bounds_against_curvature", "losses_along_line"]
 
@@ -37,7 +37,7 @@ def bounds_against_curvature(
         >>> bounds_against_curvature([0.0, 4.0]).lower
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
-    check_count("bounds_against_curvature", "the number of curvatures", len(curvatures), 1)
+    check_count("bounds_against_curvature", "the number of curvatures", len(curvatures))
     if gap < 0:
         raise ValueError(f"bounds_against_curvature: gap must not be negative, got {gap}")
     nu = torch.tensor(curvatures, dtype=torch.float64)

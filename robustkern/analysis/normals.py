@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustkern.analysis.points import check_count, check_floating
+from robustkern.analysis.samples import check_count, check_floating
 
 __all__ = [
     "NormalSpectrum",
@@ -134,7 +134,7 @@ def shared_curvature(
     """
     caller = "shared_curvature"
     check_floating(caller, "directions", directions)
-    check_count(caller, "samples", samples, 1)
+    check_count(caller, "samples", samples)
     if directions.dim() < 2:
         raise ValueError(f"{caller}: directions must be (M, *D), got {tuple(directions.shape)}")
     found = []

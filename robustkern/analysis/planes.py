@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.analysis.points import (
+from robustkern.analysis.samples import (
     by_batch,
     check_count,
     check_floating,

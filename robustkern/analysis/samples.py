@@ -1,7 +1,7 @@
-"""A classifier's outputs and input gradients at many points, and the checks they begin with.
+"""Samples and the networks that take each on its own: outputs, gradients, and the checks of both.
 
-The network runs in eval mode; its modes, `.grad` and the random state are left as they were.
-Batches move to its device and dtype, results come back to the inputs' device.
+`by_batch` runs a network in eval mode; its modes, `.grad` and the random state are left as they
+were. Batches move to its device and dtype, results come back to the inputs' device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkern.gradients.modes import evaluating
+from robustkern.gradients.replay import is_random
 
 __all__ = [
     "by_batch",
@@ -20,9 +21,12 @@ __all__ = [
     "check_inputs",
     "check_labels",
     "check_like",
+    "check_network",
+    "check_rows",
     "check_targets",
     "input_gradient",
     "logits",
+    "normalized",
     "outputs_at",
 ]
 
@@ -41,7 +45,7 @@ def by_batch(
     *labels: Tensor,
 ) -> Tensor:
     """What `measure` returns for each batch of inputs and labels, in a row."""
-    check_count(caller, "batch_size", batch_size, 1)
+    check_count(caller, "batch_size", batch_size)
     example = next(model.parameters(), inputs)
     found = []
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
@@ -69,22 +73,61 @@ def logits(caller: str, model: nn.Module, inputs: Tensor) -> Tensor:
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
-def input_gradient(scalar: Tensor, inputs: Tensor) -> Tensor:
+def input_gradient(scalar: Tensor, inputs: Tensor, *, retain_graph: bool = False) -> Tensor:
     """Zero where the scalar does not depend on the inputs, as behind a rounding."""
     if not scalar.requires_grad:
         return torch.zeros_like(inputs)
-    (gradient,) = torch.autograd.grad(scalar, inputs, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(
+        scalar, inputs, retain_graph=retain_graph, materialize_grads=True
+    )
     return gradient
+
+
+def normalized(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors and lengths, (N, 1, ..); a vector of zeros stays one."""
+    flat = vectors.flatten(1)
+    # Squares of what is very long or short would leave the dtype's range.
+    scale = flat.abs().amax(1, keepdim=True)
+    flat = flat / scale.masked_fill(scale == 0, 1)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    unit = flat / length.masked_fill(length == 0, 1)
+    shape = (len(vectors), *[1] * (vectors.dim() - 1))
+    return unit.view_as(vectors), (scale * length).view(shape)
 
 
 def check_inputs(caller: str, model: nn.Module, inputs: Tensor) -> None:
     """Refuse what is no network, or no samples."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
-    check_floating(caller, "inputs", inputs)
-    if inputs.dim() < 2 or not inputs.numel():
+    check_rows(caller, "inputs", inputs)
+
+
+def check_network(caller: str, model: nn.Module) -> None:
+    """Refuse layers that mix the samples of a batch, or draw random numbers, in their modes."""
+    for name, module in model.named_modules():
+        layer = f"{type(module).__name__} {name!r}"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            raise ValueError(
+                f"{caller}: model must treat each sample on its own, got {layer}, whose batch "
+                "statistics make each loss depend on all samples: there is no Hessian of one "
+                "sample; call model.eval()"
+            )
+        if is_random(module) or (isinstance(module, nn.RReLU) and module.training):
+            raise ValueError(
+                f"{caller}: model must be deterministic, got {layer} in training mode, which draws "
+                "other random numbers at each gradient; call model.eval()"
+            )
+
+
+def check_rows(caller: str, argument: str, rows: Tensor) -> None:
+    """Refuse what is not (N, *D) with a row for each sample, finite."""
+    check_floating(caller, argument, rows)
+    if rows.dim() < 2 or not rows.numel():
         raise ValueError(
-            f"{caller}: inputs must be (N, *D) with at least one sample, got {tuple(inputs.shape)}"
+            f"{caller}: {argument} must be (N, *D) with at least one sample, "
+            f"got {tuple(rows.shape)}"
         )
 
 
@@ -129,7 +172,9 @@ def check_labels(caller: str, labels: Tensor, outputs: Tensor) -> None:
         )
 
 
-def check_count(caller: str, name: str, count: int, least: int) -> None:
-    """Refuse a number that is too small."""
-    if count < least:
-        raise ValueError(f"{caller}: {name} must be at least {least}, got {count}")
+def check_count(caller: str, argument: str, value: int, least: int = 1) -> None:
+    """Refuse what is no int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{caller}: {argument} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{caller}: {argument} must be at least {least}, got {value}")

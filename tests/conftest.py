@@ -16,6 +16,7 @@ HOST = {
     "test_demo.py",
     "test_docs.py",
     "test_emulated_kernels.py",
+    "test_figures.py",
     "test_gpu_command.py",
     "test_house.py",
     "test_integrations.py",

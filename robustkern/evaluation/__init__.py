@@ -17,7 +17,7 @@ tells adversarial inputs by their gradient norm.
 """
 
 from robustkern.evaluation.accuracy import RobustAccuracy, accuracy, robust_accuracy
-from robustkern.evaluation.attacks import evaluating, fgsm, ifgsm, pgd
+from robustkern.evaluation.attacks import fgsm, ifgsm, pgd
 from robustkern.evaluation.autoattack import apgd, autoattack, fab, square
 from robustkern.evaluation.curves import (
     AccuracyCurve,
@@ -67,6 +67,7 @@ from robustkern.evaluation.spsa import spsa
 from robustkern.evaluation.subspace import subspace_deepfool
 from robustkern.evaluation.transfer import TransferMatrix, transfer_matrix
 from robustkern.evaluation.universal import universal
+from robustkern.gradients.modes import evaluating
 
 __all__ = [
     "ROC",

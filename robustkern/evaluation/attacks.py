@@ -9,50 +9,16 @@ These attack every sample of the batch, the misclassified too, as adversarial tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkern.evaluation.balls import draw, project, steepest
+from robustkern.gradients.modes import evaluating
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold `model` in eval mode; give every module its mode back, and torch its random state.
-
-    Args:
-        model: the network; a module that was frozen in eval mode stays so.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
-        >>> with evaluating(model):
-        ...     model[0].training
-        False
-        >>> model[0].training
-        True
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {
-        parameter.device for parameter in model.parameters() if parameter.device.type != "cpu"
-    }
-    kind = (
-        next(iter(devices)).type if devices else "cuda"
-    )  # fork_rng wants one; the CPU's state it always keeps
-    with torch.random.fork_rng(devices=devices, device_type=kind):
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def fgsm(

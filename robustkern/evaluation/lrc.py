@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from robustkern.covariance import CovarianceFunction
 from robustkern.evaluation.accuracy import accuracy
-from robustkern.evaluation.attacks import _check, evaluating
+from robustkern.evaluation.attacks import _check
+from robustkern.gradients.modes import evaluating
 
 
 def lrc(

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _check, evaluating
+from robustkern.evaluation.attacks import _check
+from robustkern.gradients.modes import evaluating
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Advance = Callable[[int], object]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import _check, evaluating, fgsm, pgd
+from robustkern.evaluation.attacks import _check, fgsm, pgd
 from robustkern.evaluation.minimal import _frozen, _library
+from robustkern.gradients.modes import evaluating
 
 Source = Callable[[Tensor, Tensor], Tensor]
 Attack = Callable[[Tensor, Tensor], Tensor]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import _check, _check_norm, _standing, evaluating
+from robustkern.evaluation.attacks import _check, _check_norm, _standing
 from robustkern.evaluation.balls import project, steepest
+from robustkern.gradients.modes import evaluating
 
 
 def universal(

@@ -13,10 +13,10 @@ from typing import Any
 
 from robustkern.evaluation.curves import wilson_interval
 
-# Attacks that ask for no gradient, by how their names begin. AutoAttack holds one, so it stands on
-# neither side.
-_GRADIENT_FREE = ("square", "spsa", "boundary", "hopskipjump", "lrc", "transfer")
-_NEITHER = ("autoattack",)
+# Attacks that ask for no gradient of the network, by how their names begin: AutoAttack holds one of
+# them, so it stands on neither side. One made on a twin is named after it.
+_GRADIENT_FREE = ("square", "spsa", "boundary", "hopskipjump", "lrc")
+_OF_A_TWIN = "of the twin"
 # In accuracy. A smaller difference is put down to chance, as of random starts.
 _STRAY = 0.01
 # Share of points below the diagonal: attacks that minimize different losses leave some there.
@@ -86,8 +86,8 @@ def verdict(results: Mapping[str, Any]) -> list[NetworkVerdict]:
         >>> found = verdict({"format": 1, "networks": {"a": {"attacks": {"value": attacks}}}})
         >>> found[0].strongest
         'Square'
-        >>> found[0].warnings
-        ('Square asks for no gradient and leaves 30.0% right, fewer than PGD-20 (50.0%).',)
+        >>> print(*found[0].warnings)
+        Square asks the network for no gradient and leaves 30.0% right, fewer than PGD-20 (50.0%).
     """
     check_results("verdict", results)
     return [_verdict(name, results) for name in results["networks"]]
@@ -122,7 +122,7 @@ def _verdict(name: str, results: Mapping[str, Any]) -> NetworkVerdict:
     transfer = (results.get("transfer") or {}).get("value")
     signs = {
         "failure indicators": _failures(items.get("failures")),
-        "attacks without gradients": _gradient_free(attacks),
+        "attacks without gradients": _outdone(attacks),
         "logit gaps": _below(items.get("masking")),
         "transferred attacks": _transferred(name, transfer),
         "attack ladder": _ladder(items.get("ladder")),
@@ -153,19 +153,23 @@ def _failures(failures: Mapping[str, Any] | None) -> list[str] | None:
     ]
 
 
-def _gradient_free(attacks: Mapping[str, Any]) -> list[str] | None:
+def _outdone(attacks: Mapping[str, Any]) -> list[str] | None:
     accuracy, samples = attacks.get("accuracy", {}), attacks.get("samples", {})
-    white = [name for name in accuracy if not name.lower().startswith((*_GRADIENT_FREE, *_NEITHER))]
-    black = [name for name in accuracy if name.lower().startswith(_GRADIENT_FREE)]
+    black = [name for name in accuracy if _gradient_free(name)]
+    white = [name for name in accuracy if name not in black and name != "AutoAttack"]
     if not white or not black:
         return None
     best = min(white, key=accuracy.__getitem__)
     return [
-        f"{name} asks for no gradient and leaves {percent(accuracy[name])} right, "
+        f"{name} asks the network for no gradient and leaves {percent(accuracy[name])} right, "
         f"fewer than {best} ({percent(accuracy[best])})."
         for name in black
         if _lower(accuracy[name], samples[name], accuracy[best], samples[best])
     ]
+
+
+def _gradient_free(attack: str) -> bool:
+    return attack.lower().startswith(_GRADIENT_FREE) or attack.endswith(_OF_A_TWIN)
 
 
 def _lower(one: float, samples: int, other: float, other_samples: int) -> bool:

@@ -150,7 +150,7 @@ def network(strength, shape, source):
             )
         },
         "subspace": {
-            "dimensions": [size // part for part in (64, 16, 4, 1)],
+            "dimensions": [max(1, size // part) for part in (64, 16, 4, 1)],
             "median_distance": [0.9 * strength * part**0.45 for part in (64, 16, 4, 1)],
         },
         "universal": {"fooled": 0.5 / (1 + strength), "eps": 0.1},
@@ -175,9 +175,9 @@ def results(names=NAMES, shape=(1, 16, 16)):
     sources = [*names, *(f"twin of {name}" for name in names)]
     own = [networks[name]["attacks"]["value"]["accuracy"]["PGD-20"] for name in names]
     matrix = [
-        [own[row] if row == column else own[row] + 0.5 * (1 - own[row]) for column in range(len(sources))]
-        for row in range(len(names))
-    ]  # fmt: skip
+        [share if source == name else (1 + share) / 2 for source in sources]
+        for name, share in zip(names, own, strict=True)
+    ]
     return {
         "format": 1,
         "suite": "standard",

@@ -132,8 +132,9 @@ def _tested(results: Mapping[str, Any]) -> Html:
     size = " x ".join(map(str, data["shape"]))
     return paragraph(
         f"{count} network{'s' if count > 1 else ''} on {data['images']:,} images of "
-        f"{data.get('name', 'data')} ({size}, {data['classes']} classes), suite “{results['suite']}”. Attacks "
-        f"may change each pixel, scaled to [0, 1], by up to {_radius(results['radius'])}."
+        f"{data.get('name', 'data')} ({size}, {data['classes']} classes), suite "
+        f"“{results['suite']}”. Attacks may change each pixel, scaled to [0, 1], by up to "
+        f"{_radius(results['radius'])}."
     )
 
 

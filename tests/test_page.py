@@ -142,21 +142,18 @@ def test_where_no_check_was_made_none_is_claimed():
     assert "Nothing looked for hidden gradients" in report_page(small(items=("clean",)))
 
 
-@pytest.mark.filterwarnings("error")
-def test_names_are_escaped():
-    for name in (EVIL, "_hidden", "網路"):
-        made = small(name)
-        made["data"] = {**made["data"], "name": EVIL}
-        made["checkpoints"] = {name: f"{EVIL}.pt"}
-        made["versions"] = {EVIL: EVIL}
-        page = report_page(made)
-        parsed = Page(page)
-        assert "script" not in parsed.tags
-        assert name in " ".join(parsed.text)
-        assert (
-            name[:20] in "".join(re.findall(r"<text[^>]*>([^<]*)", html.unescape(page)))
-            or "<" in name
-        )
+@pytest.mark.parametrize("name", [EVIL, "_hidden", "網路"])
+def test_names_are_escaped(name):
+    made = small(name)
+    made["data"] = {**made["data"], "name": EVIL}
+    made["checkpoints"] = {name: f"{EVIL}.pt"}
+    made["versions"] = {EVIL: EVIL}
+    page = report_page(made)
+    parsed = Page(page)
+    assert "script" not in parsed.tags
+    assert name in "".join(parsed.text)
+    drawn = [html.unescape(text).strip() for text in re.findall(r"<text[^>]*>([^<]*)", page)]
+    assert any(text.startswith(name[:20]) for text in drawn)
 
 
 @pytest.mark.parametrize("item", list(results(("one",), (1, 2, 2))["networks"]["one"]))

@@ -78,6 +78,15 @@ def test_on_fewer_images_the_intervals_must_differ():
     assert len(found(0.1).warnings) == 1
 
 
+def test_chance_on_fewer_images_makes_no_attack_the_strongest():
+    def strongest(fab):
+        counts = {"PGD-20": 1000, "FAB": 100}
+        return judge(attacks=attacks({"PGD-20": 0.3, "FAB": fab}, counts)).strongest
+
+    assert strongest(0.28) == "PGD-20"
+    assert strongest(0.1) == "FAB"
+
+
 def test_autoattack_stands_on_neither_side():
     assert judge(attacks=attacks({"PGD-20": 0.4, "AutoAttack": 0.1})).checks == ()
 

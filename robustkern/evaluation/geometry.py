@@ -155,7 +155,7 @@ def _draw_subspaces(axes: Any, results: Results, found: Mapping[str, Any], size:
         axes.plot(*zip(*points, strict=True), label=label(network), **look)
         last, distance = points[-1]
         law = [distance * math.sqrt(last / m) for m, _ in points]
-        axes.plot([m for m, _ in points], law, color=look["color"], linestyle=":", linewidth=1)
+        axes.plot([m for m, _ in points], law, color=look["color"], linestyle=":", linewidth=1.5)
     axes.set_xlabel(f"dimension m of the subspace (of {size})")
     axes.set_ylabel("median distance (L2)")
     axes.set_xscale("log", base=2)

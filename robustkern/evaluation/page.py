@@ -23,7 +23,7 @@ p { max-width: 46rem; }
 a { color: #005a8e; }
 nav ul { columns: 15rem; padding-left: 1.2rem; }
 code, pre { font-size: .9rem; }
-pre { overflow-x: auto; padding: .6rem; background: #f4f4f4; }
+pre { white-space: pre-wrap; padding: .6rem; background: #f4f4f4; }
 .verdict, .panels { display: grid; gap: 1rem; }
 .verdict { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 .panels { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
@@ -40,7 +40,7 @@ figure { margin: 0; break-inside: avoid; }
 svg { display: block; width: 100%; height: auto; max-width: 32rem; }
 svg text { font-family: system-ui, sans-serif !important; }
 .grids { display: grid; gap: 0 1rem; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
@@ -53,7 +53,7 @@ th:first-child { text-align: left; position: sticky; left: 0; background: #fff; 
 tbody th { font-weight: 400; }
 .heat { display: block; margin: -.25rem -.6rem; padding: .25rem .6rem;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-td img { width: 4rem; image-rendering: pixelated; }
+td img { width: 3.2rem; image-rendering: pixelated; }
 @media print { body { max-width: none; font-size: 11pt; } .scroll { overflow: visible; } }
 """
 _SECTIONS = (

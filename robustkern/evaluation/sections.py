@@ -123,8 +123,9 @@ def attacks_section(results: Results) -> Section | None:
         rows.append([network, *(cell(value, attack) for attack in attacks), all_of_them])
     header = ["network", *attacks, "worst of all (95% interval)"]
     body = paragraph(
-        "What each attack leaves right at the radius of the report; the strongest stands out. In "
-        "the last column an image counts only if it stands every attack. Compare CURE, table 2, "
+        "What each attack leaves right at the radius of the report; the strongest stands out. "
+        "Where n is given, the attack was tried on so many of the images only. In the last column "
+        "an image counts if it stands every attack that was tried on it. Compare CURE, table 2, "
         "and the rule of Finlay et al. to attack with and without gradients."
     ) + table(f"Accuracy at radius {results['radius']:.3g}", header, rows)
 

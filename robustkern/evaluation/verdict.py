@@ -38,7 +38,8 @@ class NetworkVerdict:
     Attributes:
         network: its name.
         clean: accuracy without attack; None if it was not measured.
-        strongest: the single attack that leaves the least accuracy at the radius.
+        strongest: the single attack that leaves the least accuracy at the radius; one on fewer
+            images than the others only where it does so beyond chance.
         strongest_accuracy: what it leaves.
         strongest_samples: of so many images.
         worst: share of images that stay right under every attack at the radius.
@@ -111,7 +112,15 @@ def percent(fraction: float) -> str:
 def strongest_attack(attacks: Mapping[str, Any]) -> str:
     """Name of the attack that leaves the least accuracy."""
     accuracy: Mapping[str, float] = attacks["accuracy"]
-    return min(accuracy, key=accuracy.__getitem__)
+    samples: Mapping[str, int] = attacks["samples"]
+
+    def left(name: str) -> float:
+        # On fewer images the upper end of the interval: which images they are must not decide.
+        if samples[name] == max(samples.values()):
+            return accuracy[name]
+        return wilson_interval(round(accuracy[name] * samples[name]), samples[name])[1]
+
+    return min(accuracy, key=left)
 
 
 def _verdict(name: str, results: Mapping[str, Any]) -> NetworkVerdict:

@@ -161,7 +161,7 @@ def _draw_subspaces(axes: Any, results: Results, found: Mapping[str, Any], size:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:.3g}")
+        axis.set_major_formatter("{x:g}")
 
 
 def images_section(results: Results) -> Section | None:

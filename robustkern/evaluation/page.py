@@ -49,7 +49,8 @@ caption span { display: inline-block; position: sticky; left: 0; max-width: calc
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
   white-space: nowrap; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+th:first-child { text-align: left; position: sticky; left: 0; background: #fff;
+  white-space: normal; min-width: 6rem; max-width: 11rem; }
 tbody th { font-weight: 400; }
 .heat { display: block; margin: -.25rem -.6rem; padding: .25rem .6rem;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }

@@ -61,11 +61,13 @@ def svg(
             )
         buffer = io.StringIO()
         undated: Any = dict.fromkeys(("Format", "Type", "Creator", "Date"))
-        figure.savefig(buffer, format="svg", metadata=undated, dpi=200)
+        figure.savefig(buffer, format="svg", metadata=undated, dpi=120)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Every figure of matplotlib has the same ids, and in a page they must differ.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
+    # A hundredth of a point is finer than any eye; texts between the tags stay as they are.
+    text = re.sub("<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
     return Html(text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1))
 
 

@@ -27,7 +27,7 @@ pre { white-space: pre-wrap; padding: .6rem; background: #f4f4f4; }
 .verdict, .panels { display: grid; gap: 1rem; }
 .verdict { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 .panels { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
-.card { border: 1px solid #bbb; border-left: 6px solid #009e73; border-radius: 4px;
+.card { border: 1px solid #bbb; border-left: 6px solid #0072b2; border-radius: 4px;
   padding: .8rem; break-inside: avoid; }
 .card.doubt { border-left-color: #d55e00; }
 .card dl { display: grid; grid-template-columns: auto 1fr; gap: .1rem .8rem; margin: .4rem 0; }
@@ -182,7 +182,7 @@ def _cards(found: list[NetworkVerdict]) -> str:
             signs_found = f"<p><strong>Signs of hidden gradients:</strong></p><ul>{items}</ul>"
         elif each.checks:
             signs_found = (
-                f"<p>No sign of hidden gradients in {len(each.checks)} of 6 checks. That proves "
+                f"<p>No sign of hidden gradients; checks made: {len(each.checks)}. That proves "
                 'nothing: see <a href="#limits">what this does not show</a>.</p>'
             )
         else:

@@ -336,6 +336,7 @@ class Passes:
             )
 
     def _checked(self, penalty: "Penalty", method: str, points: Sequence[Tensor]) -> list[Tensor]:
+        points = list(points)
         for point in points:
             if not isinstance(point, Tensor) or point.shape != self.inputs.shape:
                 raise TypeError(

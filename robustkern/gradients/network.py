@@ -165,7 +165,13 @@ def without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradient: Tensor) -> None:
+def check_differentiable_twice(
+    caller: str,
+    x: Tensor,
+    potential: Tensor,
+    gradient: Tensor,
+    instead: str = 'robustkern.backward(model, inputs, targets, penalty) or method="first_order"',
+) -> None:
     """Refuse what has no second derivative, which autograd would find late or not at all.
 
     A custom function whose backward leaves autograd without the decorator once_differentiable
@@ -176,6 +182,7 @@ def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradie
         x: the inputs, a leaf.
         potential: the scalar whose gradient is meant.
         gradient: that gradient, with its graph.
+        instead: what to use where there is none.
 
     Raises:
         RuntimeError: naming what has none.
@@ -195,10 +202,7 @@ def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradie
         fused = any(name.startswith("ScaledDotProduct") for name in names)
         reason = "fused attention" if fused else "an operator of the model"
     if reason:
-        raise RuntimeError(
-            f"{caller}: {reason} has no double backward; use robustkern.backward(model, inputs, "
-            'targets, penalty) or method="first_order"'
-        )
+        raise RuntimeError(f"{caller}: {reason} has no double backward; use {instead}")
 
 
 def _nodes_behind(node: Any) -> set[Any]:

@@ -197,6 +197,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add(group, "--device", new.device, "cpu, cuda, ...; auto takes an accelerator if there is one")
     group = parser.add_argument_group("results")
     _add(group, "--output", new.output, "folder for checkpoint.pt and log.json")
+    _add_optional(
+        group,
+        "--curvature",
+        float,
+        "log after each epoch, for the first 64 test images, the curvature and the accuracy under "
+        "PGD-10 of this L-infinity radius",
+        "EPS",
+    )
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
 
 

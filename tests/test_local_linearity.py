@@ -121,6 +121,24 @@ def test_autocast_and_a_scaler(dtype):
     assert F.cosine_similarity(gradient(model) / 128, truth, dim=0) > 0.9
 
 
+def test_as_a_term_it_has_a_value_without_gradients():
+    model, (inputs, targets) = smooth(), batch()
+    torch.manual_seed(7)
+    with torch.no_grad():
+        value = LLR(model, inputs, targets)
+    assert not value.requires_grad
+    torch.manual_seed(7)
+    torch.testing.assert_close(value, LLR(model, inputs, targets).detach())
+
+
+def test_a_model_in_half_precision():
+    model, (inputs, targets) = smooth(torch.bfloat16, dropout=0.0), batch(torch.bfloat16)
+    exact = LLR(smooth(dropout=0.0), *batch())
+    step = robustkern.backward(model, inputs, targets, LLR)
+    assert step.penalty.item() == pytest.approx(exact.item(), rel=0.05)
+    assert gradient(model).isfinite().all()
+
+
 def test_random_numbers_and_statistics_move_once():
     (inputs, targets), seen = batch(), []
     for penalty in (LLR, GradientPenalty(1.0)):

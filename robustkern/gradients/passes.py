@@ -197,7 +197,8 @@ class Passes:
             x = point.detach().requires_grad_()
             outputs, potential = self.network.evaluate(x, penalty)
             if penalty.takes_losses():
-                losses.append(self.network.losses(outputs, penalty))
+                found = self.network.losses(outputs, penalty)
+                losses.append(found if create_graph else found.detach())
             with self._full_precision():
                 (g,) = torch.autograd.grad(
                     potential, x, create_graph=create_graph, materialize_grads=True

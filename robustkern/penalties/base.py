@@ -232,7 +232,7 @@ class Sum(Penalty):
     def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
         """The sum of the terms, each from the gradients, and losses, at its own points."""
         values = []
-        points = max((where.stop for where in self._where.values()), default=0)
+        points = len(shifted) // 2 if self.takes_losses() else len(shifted)
         shifted, losses = shifted[:points], shifted[points:]
         for term in self._penalties():
             where = self._where[term.points_key()]

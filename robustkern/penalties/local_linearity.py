@@ -91,7 +91,7 @@ class LocalLinearity(Penalty):
         for _ in range(self.steps):
             there, loss_there = evaluate(inputs + displacement)
             error = self._error(gradient, loss, loss_there, displacement)
-            ascent = per_sample(error.sign(), inputs) * (there - gradient)
+            ascent = per_sample(error.sign(), inputs).to(inputs.dtype) * (there - gradient)
             displacement = (displacement + length * ascent.sign()).clamp(-self.eps, self.eps)
         point = inputs + displacement
         self._displacement = point - inputs  # as the dtype has rounded it

@@ -139,6 +139,43 @@ def test_a_model_in_half_precision():
     assert gradient(model).isfinite().all()
 
 
+# What overflows in the first pass at x + d, 3, does so again in the one that is weighted, 5.
+@pytest.mark.parametrize("which", [0, 1, 2, 4, 5])
+def test_an_overflow_in_any_pass_shows(which):
+    model, (inputs, targets) = smooth(dropout=0.0, batch_norm=False), batch()
+    calls = []
+
+    def overflow(model, inputs, outputs):
+        calls.append(1)
+        return outputs * torch.inf if len(calls) == which + 1 else None
+
+    model.register_forward_hook(overflow)
+    robustkern.backward(model, inputs, targets, LLR)
+    assert len(calls) == 6
+    assert not gradient(model).isfinite().all()
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_after_an_error_nothing_has_happened(which):
+    model, (inputs, targets) = smooth(), batch()
+    robustkern.backward(model, inputs, targets, LLR)
+    before = (gradient(model), random_state(), *(b.clone() for b in model.buffers()))
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == which + 1:
+            raise KeyError("from inside the model")
+
+    model.register_forward_hook(fail)
+    with pytest.raises(KeyError, match="from inside the model"):
+        robustkern.backward(model, inputs, targets, LocalLinearity(2.0, 1.0, eps=0.1))
+    for found, expected in zip(
+        (gradient(model), random_state(), *model.buffers()), before, strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_random_numbers_and_statistics_move_once():
     (inputs, targets), seen = batch(), []
     for penalty in (LLR, GradientPenalty(1.0)):

@@ -92,7 +92,9 @@ class LocalLinearity(Penalty):
             there, loss_there = evaluate(inputs + displacement)
             error = self._error(gradient, loss, loss_there, displacement)
             ascent = per_sample(error.sign(), inputs).to(inputs.dtype) * (there - gradient)
-            displacement = (displacement + length * ascent.sign()).clamp(-self.eps, self.eps)
+            # The sign of NaN is 0: an overflow must not pass for a gradient.
+            signs = torch.where(ascent.isfinite(), ascent.sign(), torch.nan)
+            displacement = (displacement + length * signs).clamp(-self.eps, self.eps)
         point = inputs + displacement
         self._displacement = point - inputs  # as the dtype has rounded it
         return [point]

@@ -15,12 +15,14 @@ from robustkern.gradients.network import check_differentiable_twice
 __all__ = ["InputHessian"]
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 _METHODS = ("finite", "exact")
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     """The cross entropy of each sample, (N,)."""
-    return F.cross_entropy(outputs, targets, reduction="none")
+    # In float64, because of a confident network's 1 - p float32 leaves nothing but rounding.
+    return F.cross_entropy(outputs.double(), targets, reduction="none")
 
 
 class InputHessian:
@@ -92,9 +94,15 @@ class InputHessian:
         # Copies, for autograd cannot save what a caller's inference mode has made.
         with torch.inference_mode(False):
             self.inputs, self._targets = inputs.detach().clone(), targets.detach().clone()
-            self.gradient = torch.cat(
-                [self._gradient(x, y) for x, y in self._batches(self.inputs, self._targets)]
-            )
+        # A graph is good for many products, but those of several batches might not fit.
+        kept = method == "finite" or len(inputs) <= batch_size
+        gradients, self._products = [], list[Product]()
+        for x, y in self._batches(self.inputs, self._targets):
+            gradient, product = self._around(x, y)
+            gradients.append(gradient)
+            if kept:
+                self._products.append(product)
+        self.gradient = torch.cat(gradients)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         r"""The products H_i v_i.
@@ -120,8 +128,11 @@ class InputHessian:
                 f"{tuple(vectors.shape)} on {vectors.device} and "
                 f"{tuple(self.inputs.shape)} on {self.inputs.device}"
             )
-        rows = (self.inputs, self._targets, self.gradient, vectors)
-        return torch.cat([self._products(*batch) for batch in self._batches(*rows)])
+        products = self._products or (
+            self._around(x, y)[1] for x, y in self._batches(self.inputs, self._targets)
+        )
+        rows = zip(products, self._batches(vectors), strict=True)
+        return torch.cat([product(v) for product, (v,) in rows])
 
     def matrices(self, *, symmetric: bool = True) -> Iterator[Tensor]:
         """The Hessian of one sample after another, each in passes of `batch_size` columns.
@@ -133,20 +144,17 @@ class InputHessian:
             (d, d), d the number of elements of an input; column j is the product with pixel j.
         """
         size = self.inputs[0].numel()
-        for index in range(len(self.inputs)):
+        count = min(self._batch_size, size)
+        for sample, target in zip(self.inputs, self._targets, strict=True):
+            _, product = self._around(
+                sample.expand(count, *sample.shape), target.expand(count, *target.shape)
+            )
             rows = []
-            for start in range(0, size, self._batch_size):
-                count = min(self._batch_size, size - start)
+            for start in range(0, size, count):
                 basis = self.inputs.new_zeros(count, size)
                 basis.diagonal(start).fill_(1)
-                x, targets, gradient = (
-                    t[index : index + 1].expand(count, *t.shape[1:])
-                    for t in (self.inputs, self._targets, self.gradient)
-                )
-                vectors = basis.view(count, *self.inputs.shape[1:])
-                products = self._products(x, targets, gradient, vectors)
-                rows.append(products.reshape(count, size))
-            columns = torch.cat(rows).T
+                rows.append(product(basis.view(count, *sample.shape)).reshape(count, size))
+            columns = torch.cat(rows)[:size].T
             yield (columns + columns.T) / 2 if symmetric else columns
 
     def dense(self, *, symmetric: bool = True) -> Tensor:
@@ -168,10 +176,27 @@ class InputHessian:
         """
         return torch.stack(list(self.matrices(symmetric=symmetric)))
 
-    def _products(self, x: Tensor, targets: Tensor, gradient: Tensor, vectors: Tensor) -> Tensor:
-        with torch.inference_mode(False):
-            if self._method == "exact":
-                return self._derivatives(x, targets, vectors.clone())
+    def _around(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Product]:
+        """The gradient at x, and the products with the Hessian around it."""
+        exact = self._method == "exact"
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            loss, gradient = self._differentiate(leaf, targets, create_graph=exact)
+            constant = not gradient.requires_grad
+            if exact and not constant:
+                check_differentiable_twice(
+                    "InputHessian", leaf, loss, gradient, instead='method="finite"'
+                )
+
+        def derivative(vectors: Tensor) -> Tensor:
+            if constant:
+                return torch.zeros_like(vectors)
+            (product,) = torch.autograd.grad(
+                gradient, leaf, vectors, retain_graph=True, materialize_grads=True
+            )
+            return product
+
+        def difference(vectors: Tensor) -> Tensor:
             unit, length = normalized(vectors)
             shifted = self._gradient(x + self._h * unit, targets)
             if not self._central:
@@ -179,26 +204,15 @@ class InputHessian:
             opposite = self._gradient(x - self._h * unit, targets)
             return length * ((shifted - opposite) / (2 * self._h))
 
-    def _derivatives(self, x: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x.detach().clone().requires_grad_()
-            _, gradient = self._differentiate(x, targets, create_graph=True)
-            if not gradient.requires_grad:
-                return torch.zeros_like(vectors)
-            (product,) = torch.autograd.grad(gradient, x, vectors, materialize_grads=True)
-        return product
+        def product(vectors: Tensor) -> Tensor:
+            with torch.inference_mode(False):
+                return (derivative if exact else difference)(vectors.detach().clone())
+
+        return gradient.detach(), product
 
     def _gradient(self, x: Tensor, targets: Tensor) -> Tensor:
-        """The input gradient; at its first use, at construction, exact ones are tried twice."""
-        twice = self._method == "exact"
         with torch.enable_grad():
-            x = x.detach().clone().requires_grad_()
-            loss, gradient = self._differentiate(x, targets, create_graph=twice)
-            if twice and gradient.requires_grad:
-                check_differentiable_twice(
-                    "InputHessian", x, loss, gradient, instead='method="finite"'
-                )
-        return gradient.detach()
+            return self._differentiate(x.requires_grad_(), targets, create_graph=False)[1]
 
     def _differentiate(
         self, x: Tensor, targets: Tensor, *, create_graph: bool

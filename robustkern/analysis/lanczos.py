@@ -91,12 +91,13 @@ def lanczos(
     most = min(size, max(100, 10 * (top + bottom)) if steps is None else steps)
     fewest = min(most, max(_FEWEST, 2 * (top + bottom) + 1))
     generator = generator or torch.Generator(like.device).manual_seed(0)
-    basis = _Krylov(like, most, generator)
+    basis, look = _Krylov(like, most, generator), fewest
     with torch.no_grad():
         for step in range(1, most + 1):
             basis.extend(_product(operator, basis.last().to(like.dtype), like))
-            if step < fewest:
+            if step < look:
                 continue
+            look = min(most, step + 1 + step // 5)  # eigh of many steps costs more than a product
             values, weights, residuals, scale = basis.ritz()
             chosen = [*range(-1, -top - 1, -1), *range(bottom - 1, -1, -1)]
             converged = residuals[:, chosen] <= tolerance * scale

@@ -357,7 +357,7 @@ def scenarios():
         yield f"term-{method}", lambda method=method: as_term(method)
     yield "checked", checked
     yield "lipschitz-moves", lipschitz_moves_one_sample
-    for name in ("gn", "cure", "anchored", "sum"):
+    for name in ("gn", "cure", "anchored", "llr", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")
     for what in ("validation", "error", "error-within", "error-of-ones-own"):
         yield f"fsdp-after-{what}", lambda what=what: fsdp_after(what)

@@ -197,6 +197,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add(group, "--device", new.device, "cpu, cuda, ...; auto takes an accelerator if there is one")
     group = parser.add_argument_group("results")
     _add(group, "--output", new.output, "folder for checkpoint.pt and log.json")
+    _add_optional(
+        group,
+        "--curvature",
+        float,
+        "log after each epoch, for the first 64 test images, the curvature and the accuracy under "
+        "PGD-10 of this L-infinity radius",
+        "EPS",
+    )
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
 
 
@@ -210,7 +218,7 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
         help="add a penalty; give it again for a sum, each followed by its own options: "
         "cure, anchored-cure (curvature; anchored costs 3 plain steps, not 4), gn (squared "
         "gradient norm), tv (total variation), lipschitz (largest norm of the batch), "
-        "sgr (structured gradient regularization)",
+        "llr (local linearity), sgr (structured gradient regularization)",
     )
 
     def option(flag: str, text: str, **more: Any) -> None:
@@ -230,6 +238,9 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--samples", "gaussian directions to average over", type=int)
     option("--norm", "CURE: the norm, as the authors' code has it, not its square", nargs=0)
     option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
+    option("--mu", "factor of llr's predicted change", type=float)
+    option("--eps", "largest change of a pixel by llr's ascent", type=float)
+    option("--steps", "of llr's ascent", type=int)
     option(
         "--source",
         "of SGR's covariance: the gradients or their signs, at the true labels or predicted "

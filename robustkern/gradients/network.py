@@ -94,13 +94,23 @@ class Network:
         outputs = self._logits(returned)
         if penalty is None or not penalty.has_objective():
             return outputs, self.loss(outputs)
+        return outputs, self._objective(outputs, penalty).mean()
+
+    def losses(self, outputs: Tensor, penalty: "Penalty") -> Tensor:
+        """What `evaluate` takes the mean of, of each sample alone: (N,)."""
+        if penalty.has_objective():
+            return self._objective(outputs, penalty)
+        one_by_one = torch.vmap(self._loss_fn, randomness="different")
+        return one_by_one(outputs[:, None], self.targets[:, None])
+
+    def _objective(self, outputs: Tensor, penalty: "Penalty") -> Tensor:
         objective = penalty.objective(outputs, self.targets)
         if not isinstance(objective, Tensor) or objective.shape != self.inputs.shape[:1]:
             raise TypeError(
                 f"{self._caller}: {type(penalty).__name__}.objective must return a Tensor of shape "
                 f"({len(self.inputs)},), got {describe(objective)}"
             )
-        return outputs, objective.mean()
+        return objective
 
     def loss(self, outputs: Tensor) -> Tensor:
         """The batch mean of the training loss."""
@@ -155,7 +165,13 @@ def without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradient: Tensor) -> None:
+def check_differentiable_twice(
+    caller: str,
+    x: Tensor,
+    potential: Tensor,
+    gradient: Tensor,
+    instead: str = 'robustkern.backward(model, inputs, targets, penalty) or method="first_order"',
+) -> None:
     """Refuse what has no second derivative, which autograd would find late or not at all.
 
     A custom function whose backward leaves autograd without the decorator once_differentiable
@@ -166,6 +182,7 @@ def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradie
         x: the inputs, a leaf.
         potential: the scalar whose gradient is meant.
         gradient: that gradient, with its graph.
+        instead: what to use where there is none.
 
     Raises:
         RuntimeError: naming what has none.
@@ -185,10 +202,7 @@ def check_differentiable_twice(caller: str, x: Tensor, potential: Tensor, gradie
         fused = any(name.startswith("ScaledDotProduct") for name in names)
         reason = "fused attention" if fused else "an operator of the model"
     if reason:
-        raise RuntimeError(
-            f"{caller}: {reason} has no double backward; use robustkern.backward(model, inputs, "
-            'targets, penalty) or method="first_order"'
-        )
+        raise RuntimeError(f"{caller}: {reason} has no double backward; use {instead}")
 
 
 def _nodes_behind(node: Any) -> set[Any]:

@@ -14,6 +14,7 @@ from torch import nn
 from robustkern.evaluation import RobustAccuracy, robust_accuracy
 from robustkern.training.adversarial import adversarial_training
 from robustkern.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from robustkern.training.curvature import CurvatureMonitor
 from robustkern.training.data import Dataset, load
 from robustkern.training.files import output_folder, write_json
 from robustkern.training.models import build, pixel_statistics
@@ -27,7 +28,7 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.json"
 _EPS_GRAY = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 _EPS_COLOUR = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 # Options that a resumed run may change: they do not touch what an epoch computes.
-_FREE = ("epochs", "output", "data_folder", "init", "device")
+_FREE = ("epochs", "output", "data_folder", "init", "device", "curvature")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Options:
     precision: str = "float32"
     batch_norm: str = "batch"
     shift: float | str = "auto"
+    curvature: float | None = None
     seed: int = 0
     device: str = "auto"
     output: str = "robustkern-run"
@@ -112,6 +114,9 @@ def train(options: Options, *, resume: bool = False) -> Path:
         seed=options.seed,
         device=find_device(options.device),
     )
+    monitor = None
+    if options.curvature is not None:
+        monitor = CurvatureMonitor(data.x_test, data.y_test, options.curvature)
     log: list[dict[str, Any]] = []
     if saved is not None:
         try:
@@ -126,6 +131,8 @@ def train(options: Options, *, resume: bool = False) -> Path:
         with progress_bar(len(data.x_train), f"epoch {trainer.epoch + 1}/{options.epochs}") as bar:
             record = trainer.run_epoch(bar.update)
         log.append(dataclasses.asdict(record))
+        if monitor is not None:
+            log[-1]["curvature"] = dataclasses.asdict(monitor(model))
         content = {
             "options": plain,
             "model": arguments,

@@ -1,7 +1,15 @@
 """Data, networks, training with checkpoints, and the demonstration behind the command line."""
 
 from robustkern.training.data import Dataset, load
-from robustkern.training.models import Normalize, ResNet, WideResNet, build, cnn
+from robustkern.training.models import (
+    Normalize,
+    PerImageStandardization,
+    ResNet,
+    ResNeXt,
+    WideResNet,
+    build,
+    cnn,
+)
 from robustkern.training.session import Options, evaluate, train
 from robustkern.training.trainer import Record, Trainer
 
@@ -9,7 +17,9 @@ __all__ = [
     "Dataset",
     "Normalize",
     "Options",
+    "PerImageStandardization",
     "Record",
+    "ResNeXt",
     "ResNet",
     "Trainer",
     "WideResNet",

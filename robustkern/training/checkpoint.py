@@ -77,7 +77,7 @@ def restore_model(content: dict[str, Any]) -> nn.Sequential:
         content: what `load_checkpoint` gave.
 
     Returns:
-        `Sequential(Normalize, network)`, on the CPU, in the dtype of the weights.
+        What `models.build` returns, on the CPU, in the dtype of the weights.
 
     Raises:
         ValueError: the weights do not fit the network, as when a user's factory has changed.

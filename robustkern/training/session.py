@@ -104,7 +104,7 @@ def train(options: Options, *, resume: bool = False, seconds: float = math.inf) 
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
         # In place, for the names of the weights to stay; each shape by itself, which is faster.
-        model[1].compile(dynamic=False)
+        model.compile(dynamic=False)
     augmentation, trades_beta = adversarial_training(options.adversarial, data.shape)
     trainer = Trainer(
         model,
@@ -304,7 +304,7 @@ def check_fits(command: str, arguments: Mapping[str, Any], data: Dataset) -> Non
 
 def _network(
     options: Options, data: Dataset, saved: dict[str, Any] | None
-) -> tuple[dict[str, Any], nn.Sequential]:
+) -> tuple[dict[str, Any], nn.Module]:
     """The arguments of `models.build` and the network: new, resumed, or from another checkpoint."""
     source = saved
     if source is None and options.init is not None:

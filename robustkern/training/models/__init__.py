@@ -7,6 +7,7 @@ that maps (N, C, H, W) to (N, classes).
 from robustkern.training.models.convolutional import Shape, carlini, cnn
 from robustkern.training.models.factories import (
     MODELS,
+    Classifier,
     Factory,
     build,
     find,
@@ -23,6 +24,7 @@ from robustkern.training.models.residual import ResNet, ResNeXt, WideResNet
 
 __all__ = [
     "MODELS",
+    "Classifier",
     "Factory",
     "Normalize",
     "PerImageStandardization",

@@ -5,13 +5,27 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustkern.training.models.convolutional import Shape, carlini, cnn
 from robustkern.training.models.normalization import Normalize, PerImageStandardization
 from robustkern.training.models.residual import ResNet, ResNeXt, WideResNet
 
 Factory = Callable[[Shape, int], nn.Module]
+
+
+class Classifier(nn.Sequential):
+    """What normalizes images, and a network.
+
+    It has a forward of its own because `Classifier.compile` would do nothing without one: the
+    compiler leaves out torch's own.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (N, C, H, W) in [0, 1] to (N, classes)."""
+        normalize, network = self
+        outputs: Tensor = network(normalize(input))
+        return outputs
 
 
 def resnet18(shape: Shape, classes: int) -> ResNet:
@@ -69,7 +83,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     per_image: bool = False,
-) -> nn.Sequential:
+) -> Classifier:
     """Make the network `name`, behind what normalizes its images.
 
     Args:
@@ -82,7 +96,7 @@ def build(
         per_image: standardize each image by itself, in place of mean and std.
 
     Returns:
-        `Sequential(Normalize or PerImageStandardization, network)`.
+        `Classifier(Normalize or PerImageStandardization, network)`.
 
     Raises:
         ValueError: an unknown name, or a factory that cannot be imported.
@@ -94,7 +108,7 @@ def build(
             f"build: model {name} must return a torch.nn.Module, got {type(network).__name__}"
         )
     front = PerImageStandardization() if per_image else Normalize(mean, std)
-    return nn.Sequential(front, network)
+    return Classifier(front, network)
 
 
 def find(name: str) -> Factory:

@@ -5,7 +5,7 @@
 trains the clean network, fine-tunes it, attacks both and prints the table. Run the same command
 again until it says that all is done: a training goes on after its last epoch, and nothing that is
 finished is repeated. `--seconds` is when nothing more is begun; one attack on all test images may
-go beyond it. With `--reduced` everything is smaller: a few minutes on a CPU.
+go beyond it. With `--reduced` everything is smaller, for a CPU.
 
 Figures go to bench/results/papers-<machine>.json, from which the table is printed. Exit status: 0
 if all is done, 1 if a further call is needed, 2 after an error.
@@ -66,7 +66,7 @@ TABLES = {
             "pgd-resnet18-cifar10": Paper("79.4", "43.7"),
             "fgsm-rs-resnet18-cifar10": Paper(),
             "clean-wideresnet28x10-cifar10": Paper("94.6", "0"),
-            # AutoAttack: by its authors, on the network of the paper's.
+            # AutoAttack's figure is from its own authors.
             "cure-wideresnet28x10-cifar10": Paper("83.1", "41.4", autoattack="38.5"),
             "pgd-wideresnet28x10-cifar10": Paper("87.3", "45.8"),
         },

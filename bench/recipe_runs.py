@@ -25,7 +25,7 @@ from robustkern.training.recipes import find_recipe, from_recipe
 from robustkern.training.session import Options, find_device, train
 
 FAST = {"precision": "bfloat16", "channels_last": True, "compile": True}
-REDUCED_IMAGES = {"train_size": 2000, "test_size": 300}
+REDUCED_IMAGES = {"train_size": 1200, "test_size": 200}
 REDUCED_EPOCHS = 5  # times fewer
 DISTANCES = 100  # test images whose distance is measured
 # Options that are paths of this machine; they stay out of the results.

@@ -157,6 +157,17 @@ def test_every_recipe_of_a_table_exists_and_has_a_narrow_network(papers):
         assert sum(parameter.numel() for parameter in network.parameters()) < 200_000
 
 
+def test_fast_is_bfloat16_channels_last_compiled(recipe_runs, tmp_path):
+    for fast in (False, True):
+        setting = recipe_runs.Setting("", reduced=False, fast=fast, note="")
+        runs = recipe_runs.Runs(tmp_path / "none.json", setting, tmp_path, {}, 1.0)
+        options = runs.options("cure-resnet18-cifar10")
+        assert (options.compile, options.channels_last) == (fast, fast)
+        assert options.precision == ("bfloat16" if fast else "float32")
+        clean = runs.options("clean-resnet18-cifar10")
+        assert options.init == f"{clean.output}/checkpoint.pt"
+
+
 def test_a_reduced_recipe_is_the_recipe_in_fewer_epochs(recipe_runs):
     full = recipe_runs.from_recipe("cure-resnet18-svhn", {"init": "clean.pt"})
     small = recipe_runs.reduced(full)

@@ -2,7 +2,15 @@
 
 from robustkern.training.curvature import Curvature, CurvatureMonitor
 from robustkern.training.data import Dataset, load
-from robustkern.training.models import Normalize, ResNet, WideResNet, build, cnn
+from robustkern.training.models import (
+    Normalize,
+    PerImageStandardization,
+    ResNet,
+    ResNeXt,
+    WideResNet,
+    build,
+    cnn,
+)
 from robustkern.training.session import Options, evaluate, train
 from robustkern.training.trainer import Record, Trainer
 
@@ -12,7 +20,9 @@ __all__ = [
     "Dataset",
     "Normalize",
     "Options",
+    "PerImageStandardization",
     "Record",
+    "ResNeXt",
     "ResNet",
     "Trainer",
     "WideResNet",

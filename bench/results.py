@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+import robustkern
+
 
 def provenance() -> dict[str, Any]:
     """What a figure needs beside it to be made again."""
@@ -23,6 +25,7 @@ def provenance() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "robustkern": robustkern.__version__,
         "commit": _commit(root),
         "command": shlex.join(["python", *_relative(sys.orig_argv[1:], root)]),
     }

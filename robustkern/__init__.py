@@ -13,6 +13,7 @@ from robustkern.penalties import (
     GradientPenalty,
     Lazy,
     LipschitzPenalty,
+    LocalLinearity,
     Penalty,
     Sum,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "GradientPenalty",
     "Lazy",
     "LipschitzPenalty",
+    "LocalLinearity",
     "Penalty",
     "Step",
     "Sum",

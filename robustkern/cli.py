@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from robustkern.training.data import NAMES
 from robustkern.training.demo import demo
 from robustkern.training.models import MODELS
 from robustkern.training.penalty import DEFAULTS, SOURCES
+from robustkern.training.recipes import RECIPES, from_recipe
 from robustkern.training.session import Options, accuracy_table, evaluate, train
 from robustkern.training.trainer import OPTIMIZERS, PRECISIONS
 
@@ -37,8 +39,15 @@ Options of a penalty follow its --penalty; several penalties are added:
   robustkern train --penalty cure --weight 0.3 --h 0:0,5:0.5 --penalty gn --weight 0.1 --every 2
 Adversarial training, alone or with penalties, which are then taken at the attacked images:
   robustkern train --adversarial pgd --adversarial-eps 0.1 --penalty gn --weight 0.1
+A recipe has the options of a paper's training. What else is given holds in their place, and
+--penalty in place of all its penalties. To fine-tune, start from the network of the clean recipe:
+  robustkern train --recipe clean-resnet18-cifar10 --output clean
+  robustkern train --recipe cure-resnet18-cifar10 --init clean/checkpoint.pt --output cure
 An interrupted run goes on with the same command and --resume.
+
+recipes:
 """
+_TRAIN_EPILOG += "\n".join(f"  {name}" for name in RECIPES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(*, resume: bool, **options: Any) -> None:
-    print(train(Options(**options), resume=resume))
+def _train(*, resume: bool, recipe: str | None, **given: Any) -> None:
+    options = Options(**given) if recipe is None else from_recipe(recipe, given)
+    print(train(options, resume=resume))
 
 
 def _evaluate(*, checkpoint: str, steps: int, **options: Any) -> None:
@@ -86,14 +96,14 @@ class _AddPenalty(argparse.Action):
     """Begin the options of a further penalty."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        namespace.penalties = [*namespace.penalties, {"name": values}]
+        namespace.penalties = [*getattr(namespace, "penalties", []), {"name": values}]
 
 
 class _SetPenaltyOption(argparse.Action):
     """Set an option of the penalty named last."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        if not namespace.penalties:
+        if "penalties" not in namespace:
             parser.error(f"{option_string} must follow the --penalty that it belongs to")
         namespace.penalties[-1][self.dest] = True if self.nargs == 0 else values
 
@@ -109,7 +119,7 @@ class _SetAdversarialOption(argparse.Action):
     """Set an option of the adversarial training."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        if namespace.adversarial is None:
+        if "adversarial" not in namespace:
             parser.error(f"{option_string} must follow --adversarial")
         namespace.adversarial[self.dest] = values
 
@@ -153,50 +163,73 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     new = Options()
+    # Only what is given, since all else may be a recipe's.
+    add = functools.partial(_add, left_out=argparse.SUPPRESS)
+    optional = functools.partial(_add_optional, left_out=argparse.SUPPRESS)
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="train as a paper does, where no other option says otherwise; all are named below",
+    )
     group = parser.add_argument_group("data and network")
-    _add(group, "--data", new.data, _DATA_HELP)
-    _add(group, "--data-folder", new.data_folder, "where torchvision keeps its files")
-    _add_optional(group, "--train-size", int, "use the first so many training images")
-    _add_optional(group, "--test-size", int, "use the first so many test images")
+    add(group, "--data", new.data, _DATA_HELP)
+    add(group, "--data-folder", new.data_folder, "where torchvision keeps its files")
+    optional(group, "--train-size", int, "use the first so many training images")
+    optional(group, "--test-size", int, "use the first so many test images")
     models = f"{', '.join(MODELS)}, or module:factory, called as factory((C, H, W), classes)"
-    _add_optional(group, "--model", str, f"{models} (default: cnn, or that of --init)")
-    _add_optional(group, "--init", str, "checkpoint to start from, for fine-tuning", "CHECKPOINT")
+    optional(group, "--model", str, f"{models} (default: cnn, or that of --init)")
+    _add_switch(
+        group,
+        "--per-image",
+        "standardize each image by itself, not by the training images' mean and deviation",
+    )
+    optional(group, "--init", str, "checkpoint to start from, for fine-tuning", "CHECKPOINT")
     _add_penalties(parser.add_argument_group("penalties"))
     _add_adversarial(parser.add_argument_group("adversarial training"))
     group = parser.add_argument_group("training")
-    _add(group, "--epochs", new.epochs, "passes over the training images")
-    _add(group, "--batch-size", new.batch_size, "images per step")
-    _add(group, "--optimizer", new.optimizer, "of the parameters", choices=OPTIMIZERS)
-    _add(group, "--lr", new.lr, "learning rate: a schedule", metavar="SCHEDULE")
-    _add(group, "--momentum", new.momentum, "of sgd")
-    _add(group, "--weight-decay", new.weight_decay, "L2, in the optimizer")
-    _add(group, "--crop", new.crop, "shift images by up to so many pixels, zeros coming in")
-    group.add_argument("--flip", action="store_true", help="mirror images at random")
-    _add(
+    add(group, "--epochs", new.epochs, "passes over the training images")
+    add(group, "--batch-size", new.batch_size, "images per step")
+    add(group, "--optimizer", new.optimizer, "of the parameters", choices=OPTIMIZERS)
+    add(group, "--lr", new.lr, "learning rate: a schedule", metavar="SCHEDULE")
+    add(group, "--momentum", new.momentum, "of sgd")
+    add(group, "--weight-decay", new.weight_decay, "L2, in the optimizer")
+    add(group, "--crop", new.crop, "shift images by up to so many pixels, zeros coming in")
+    _add_switch(group, "--flip", "mirror images at random")
+    add(
         group,
         "--precision",
         new.precision,
         "bfloat16 and float16 by autocast, float16 with loss scaling",
         choices=tuple(PRECISIONS),
     )
-    _add(
+    _add_switch(group, "--channels-last", "keep weights and activations in the order (N, H, W, C)")
+    _add_switch(group, "--compile", "compile the network by torch.compile")
+    add(
         group,
         "--batch-norm",
         new.batch_norm,
         "statistics of the penalty's passes: each batch's own, or the running ones",
         choices=("batch", "eval"),
     )
-    _add(
+    add(
         group,
         "--shift",
         new.shift,
-        "step of the finite differences, root mean square per pixel (default: %(default)s)",
+        "step of the finite differences, root mean square per pixel",
         type=_shift,
     )
-    _add(group, "--seed", new.seed, "of the network, the batches and all else that is random")
-    _add(group, "--device", new.device, "cpu, cuda, ...; auto takes an accelerator if there is one")
+    add(group, "--seed", new.seed, "of the network, the batches and all else that is random")
+    add(group, "--device", new.device, "cpu, cuda, ...; auto takes an accelerator if there is one")
     group = parser.add_argument_group("results")
-    _add(group, "--output", new.output, "folder for checkpoint.pt and log.json")
+    add(group, "--output", new.output, "folder for checkpoint.pt and log.json")
+    optional(
+        group,
+        "--curvature",
+        float,
+        "log after each epoch, for the first 64 test images, the curvature and the accuracy under "
+        "PGD-10 of this L-infinity radius",
+        "EPS",
+    )
     group.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
 
 
@@ -206,11 +239,11 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
         dest="penalties",
         action=_AddPenalty,
         choices=tuple(DEFAULTS),
-        default=[],
+        default=argparse.SUPPRESS,
         help="add a penalty; give it again for a sum, each followed by its own options: "
         "cure, anchored-cure (curvature; anchored costs 3 plain steps, not 4), gn (squared "
         "gradient norm), tv (total variation), lipschitz (largest norm of the batch), "
-        "sgr (structured gradient regularization)",
+        "llr (local linearity), sgr (structured gradient regularization)",
     )
 
     def option(flag: str, text: str, **more: Any) -> None:
@@ -230,6 +263,9 @@ def _add_penalties(group: argparse._ArgumentGroup) -> None:
     option("--samples", "gaussian directions to average over", type=int)
     option("--norm", "CURE: the norm, as the authors' code has it, not its square", nargs=0)
     option("--p", "norm of tv and lipschitz: 1, 2 or inf", type=float)
+    option("--mu", "factor of llr's predicted change", type=float)
+    option("--eps", "largest change of a pixel by llr's ascent", type=float)
+    option("--steps", "of llr's ascent", type=int)
     option(
         "--source",
         "of SGR's covariance: the gradients or their signs, at the true labels or predicted "
@@ -254,6 +290,7 @@ def _add_adversarial(group: argparse._ArgumentGroup) -> None:
         "--adversarial",
         action=_BeginAdversarial,
         choices=tuple(ADVERSARIAL),
+        default=argparse.SUPPRESS,
         help="train on attacked or noisy images, with any penalty or none: fgsm-rs (one step from "
         "a random start), pgd, deepfool (for fine-tuning), trades (clean images, and divergence of "
         "attacked ones), uniform or lrc (long-range-correlated) noise; its options follow it",
@@ -328,16 +365,31 @@ def _add_covariance(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--output", "robustkern-covariance", "folder for the pictures and covariance.json")
 
 
-def _add(group: Any, flag: str, default: Any, text: str, **more: Any) -> None:
-    """Add an option with a default, whose type it has."""
+def _add(group: Any, flag: str, default: Any, text: str, left_out: Any = None, **more: Any) -> None:
+    """Add an option with a default, whose type it has; `left_out` takes the default's place."""
     more.setdefault("type", type(default))
-    shown = text if "%(default)s" in text else f"{text} (default: %(default)s)"
-    group.add_argument(flag, default=default, help=shown, **more)
+    if left_out is None:
+        left_out = default
+    group.add_argument(flag, default=left_out, help=f"{text} (default: {default})", **more)
 
 
-def _add_optional(group: Any, flag: str, kind: type, text: str, metavar: str | None = None) -> None:
+def _add_optional(
+    group: Any,
+    flag: str,
+    kind: type,
+    text: str,
+    metavar: str | None = None,
+    left_out: Any = None,
+) -> None:
     """Add an option that may be left out."""
-    group.add_argument(flag, type=kind, help=text, metavar=metavar)
+    group.add_argument(flag, type=kind, help=text, metavar=metavar, default=left_out)
+
+
+def _add_switch(group: Any, flag: str, text: str) -> None:
+    """Add an option of `train` that is on or off, and off by default."""
+    group.add_argument(
+        flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+    )
 
 
 def _numbers(text: str) -> list[float]:

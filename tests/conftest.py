@@ -20,10 +20,14 @@ HOST = {
     "test_gpu_command.py",
     "test_house.py",
     "test_integrations.py",
+    "test_page.py",
+    "test_papers.py",
     "test_ranks.py",
     "test_readme.py",
+    "test_recipes.py",
     "test_resources.py",
     "test_training.py",
+    "test_verdict.py",
     "test_wheel.py",
 }
 

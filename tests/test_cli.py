@@ -105,8 +105,8 @@ def test_a_factory_in_the_working_directory(tmp_path, monkeypatch):
         ),
         (
             ["--model", "nothing"],
-            "robustkern train: error: build: model must be one of cnn, resnet18, "
-            "wideresnet28x10 or module:factory, got nothing",
+            "robustkern train: error: build: model must be one of cnn, carlini, "
+            "resnet18, wideresnet28x10, resnext34 or module:factory, got nothing",
         ),
         (
             ["--batch-size", "0"],

@@ -199,6 +199,22 @@ def test_torchvision_data(torchvision, name, shape, splits, tmp_path):
     np.testing.assert_allclose(data.x_train[0].numpy(), first / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("not found")])
+@pytest.mark.usefixtures("torchvision")
+def test_data_that_cannot_be_downloaded_say_how_to_get_them(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(sys.modules["torchvision.datasets"], "SVHN", fail)
+    message = (
+        f"load: data set svhn must lie in the folder here or be downloadable, got: {error}; put "
+        "the files that torchvision wants there, or give the path of an .npz file with x_train, "
+        "y_train, x_test, y_test"
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        load("svhn", "here")
+
+
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
     [("mnist", "torchvision.datasets", "data"), ("digits", "sklearn.datasets", "train")],

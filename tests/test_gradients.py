@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import robustkern
-from robustkern import CURE, SGR, CovarianceFunction, GradientPenalty, Lazy, LipschitzPenalty
+from robustkern import (
+    CURE,
+    SGR,
+    CovarianceFunction,
+    GradientPenalty,
+    Lazy,
+    LipschitzPenalty,
+    LocalLinearity,
+)
 
 GN = GradientPenalty(1.0, p=2, power=2)
 
@@ -35,7 +43,9 @@ PENALTIES = {
     "cure_gaussian": lambda: CURE(direction="gaussian", samples=2),
     "cure_norm": lambda: CURE(squared=False),
     "cure_anchored": lambda: CURE(anchored=True),
+    "llr": lambda: LocalLinearity(2.0, 1.0, eps=0.1),
     "sum": lambda: CURE() + GN + sgr() + CURE(h=0.5, anchored=True),
+    "sum_llr": lambda: CURE() + LocalLinearity(2.0, 1.0, eps=0.1, random_start=False) + GN,
     "lazy": lambda: Lazy(CURE(), every=1),
 }
 
@@ -112,6 +122,8 @@ class Passes:
         (CURE(anchored=True) + GN, 4),
         (CURE() + CURE(squared=False), 4),
         (CURE() + CURE(h=0.5), 6),
+        (LocalLinearity(2.0, 1.0, eps=0.1, steps=3), 7),
+        (LocalLinearity(2.0, 1.0, eps=0.1, steps=3) + CURE() + GN, 9),
     ],
     ids=str,
 )
@@ -193,7 +205,7 @@ class Held:
         self.saved.now -= self.bytes
 
 
-@pytest.mark.parametrize("name", ["gn", "cure", "cure_anchored", "sum"])
+@pytest.mark.parametrize("name", ["gn", "cure", "cure_anchored", "llr", "sum"])
 def test_one_graph_is_alive_at_a_time(name):
     model, (inputs, targets) = smooth(torch.float32), batch(torch.float32, samples=32)
     with SavedBytes() as plain:
@@ -208,7 +220,7 @@ def test_one_graph_is_alive_at_a_time(name):
     assert double.peak > 1.5 * plain.peak  # the count can tell
 
 
-@pytest.mark.parametrize("name", ["gn", "cure", "cure_anchored", "cure_gaussian", "sum"])
+@pytest.mark.parametrize("name", ["gn", "cure", "cure_anchored", "cure_gaussian", "llr", "sum"])
 def test_two_copies_of_the_gradients_at_most(name):
     model, (inputs, targets) = smooth(), batch()
     weight = model[-1].weight

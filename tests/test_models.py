@@ -10,12 +10,16 @@ from torch import nn
 
 from robustkern.training.models import (
     Normalize,
+    PerImageStandardization,
     ResNet,
+    ResNeXt,
     WideResNet,
     build,
+    carlini,
     cnn,
     pixel_statistics,
     resnet18,
+    resnext34,
     wideresnet28x10,
 )
 
@@ -28,8 +32,29 @@ def test_networks_take_any_size(size, channels):
         cnn((channels, size, size), 7, width=4),
         ResNet(4, (1, 1, 1, 1), channels, 7),
         WideResNet(10, 1, channels, 7),
+        ResNeXt(4, (1, 1, 1), 2, channels, 7),
     ):
         assert network(inputs).shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (28, 28), (33, 16)])
+def test_carlinis_network_takes_images_from_16_pixels(size):
+    assert carlini((1, *size), 7)(torch.rand(2, 1, *size)).shape == (2, 7)
+
+
+def test_branches_of_resnext_are_averaged():
+    torch.manual_seed(0)
+    block = ResNeXt(4, (1,), 2).body[3].eval()
+    inputs = torch.rand(2, 4, 8, 8)
+    hidden = torch.relu(block.norm1(block.conv1(inputs))).chunk(2, dim=1)
+    weights = block.conv2.weight.chunk(2)
+    outputs = [
+        torch.nn.functional.conv2d(part, weight, padding=1)
+        for part, weight in zip(hidden, weights, strict=True)
+    ]
+    scale = (1 + block.norm2.eps) ** -0.5
+    expected = torch.relu(inputs + scale * (outputs[0] + outputs[1]) / 2)
+    torch.testing.assert_close(block(inputs), expected)
 
 
 def test_sizes_are_those_of_the_papers():
@@ -39,9 +64,14 @@ def test_sizes_are_those_of_the_papers():
     with torch.device("meta"):
         assert parameters(resnet18((3, 32, 32), 10)) == 11_173_962
         assert parameters(wideresnet28x10((3, 32, 32), 10)) == 36_479_194
+        assert parameters(carlini((3, 32, 32), 10)) == 1_147_978
+        resnext = resnext34((3, 32, 32), 10)
+        assert parameters(resnext) == 3_892_522
+        layers = [m for m in resnext.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len(layers) == 34
 
 
-@pytest.mark.parametrize("network", [ResNet(4, (2, 1)), WideResNet(16, 1)])
+@pytest.mark.parametrize("network", [ResNet(4, (2, 1)), WideResNet(16, 1), ResNeXt(4, (1, 1), 2)])
 def test_every_parameter_gets_a_gradient(network):
     network(torch.rand(4, 3, 8, 8)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
@@ -54,6 +84,22 @@ def test_normalize_standardizes_each_channel_and_keeps_pixels_outside():
     torch.testing.assert_close(
         normalized.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0
     )
+
+
+def test_each_image_is_standardized_by_itself():
+    images = torch.rand(5, 3, 8, 8) * torch.linspace(0.4, 1, 5).view(5, 1, 1, 1)
+    std, mean = torch.std_mean(images, dim=(1, 2, 3), correction=0, keepdim=True)
+    standardize = build("cnn", (3, 8, 8), 4, [0.5] * 3, [1.0] * 3, per_image=True)[0]
+    torch.testing.assert_close(standardize(images), (images - mean) / std)
+
+
+def test_an_image_of_one_colour_has_a_finite_gradient():
+    image = torch.full((1, 3, 8, 8), 0.3, requires_grad=True)
+    outputs = PerImageStandardization()(image)
+    (gradient,) = torch.autograd.grad(outputs[0, 0, 0, 0], image)
+    assert outputs.abs().max() < 1e-5
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() < 192**0.5  # 1 / the least deviation
 
 
 def test_normalize_travels_with_the_network():
@@ -90,8 +136,8 @@ def test_a_factory_of_the_users():
         (
             "alexnet",
             ValueError,
-            "build: model must be one of cnn, resnet18, wideresnet28x10 or module:factory, "
-            "got alexnet",
+            "build: model must be one of cnn, carlini, resnet18, wideresnet28x10, resnext34 or "
+            "module:factory, got alexnet",
         ),
         (
             "nowhere_at_all:make",
@@ -135,6 +181,10 @@ def test_a_bad_factory_is_named(name, kind, message):
             lambda: Normalize([0.0], [0.0]),
             "Normalize: std must hold one positive number per channel, "
             "got mean [0.0] and std [0.0]",
+        ),
+        (
+            lambda: carlini((3, 32, 15), 10),
+            "carlini: images must be at least 16x16, got 32x15",
         ),
         (lambda: WideResNet(12, 1), "WideResNet: depth must be 6 n + 4 with n at least 1, got 12"),
     ],

@@ -13,6 +13,7 @@ from robustkern import (
     GradientPenalty,
     Lazy,
     LipschitzPenalty,
+    LocalLinearity,
     Penalty,
     Sum,
     functional,
@@ -207,6 +208,26 @@ BAD = [
         lambda: LipschitzPenalty(1.0, p="2"),
         ValueError,
         "LipschitzPenalty: p must be 1, 2 or inf, got '2'",
+    ),
+    (
+        lambda: LocalLinearity(1.0, 1.0, eps=-0.1),
+        ValueError,
+        "LocalLinearity: eps must be finite and not negative, got -0.1",
+    ),
+    (
+        lambda: LocalLinearity(1.0, None, eps=0.1),
+        TypeError,
+        "LocalLinearity: mu must be a number, got NoneType",
+    ),
+    (
+        lambda: LocalLinearity(1.0, 1.0, eps=0.1, steps=0),
+        ValueError,
+        "LocalLinearity: steps must be at least 1, got 0",
+    ),
+    (
+        lambda: LocalLinearity(1.0, 1.0, eps=0.1, step_size=torch.inf),
+        ValueError,
+        "LocalLinearity: step_size must be finite and not negative, got inf",
     ),
     (
         lambda: SGR(1.0, torch.eye(3)),

@@ -218,7 +218,7 @@ def test_only_the_rank_that_holds_the_maximum_moves_a_sample(ranks):
     group="many processes",
     note="a reduction in every pass, so that gradients stay sharded",
 )
-@pytest.mark.parametrize("name", ["gn", "cure", "anchored", "sum"])
+@pytest.mark.parametrize("name", ["gn", "cure", "anchored", "llr", "sum"])
 def test_fsdp_gives_the_gradient_of_one_process(ranks, name):
     penalty = two_ranks.PENALTIES[name]()
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, penalty)

@@ -31,6 +31,7 @@ ALL = [
     {"name": "gn", "weight": "0.1"},
     {"name": "tv", "weight": "0.1", "p": 1.0, "every": 3},
     {"name": "lipschitz", "weight": "0.01", "p": float("inf")},
+    {"name": "llr", "weight": "0.3", "mu": 0.2, "eps": 0.05, "steps": 1},
     {"name": "sgr", "weight": "0.1", "update_every": 3, "decay": 0.2},
     {"name": "none"},
 ]
@@ -87,7 +88,7 @@ def test_a_bad_schedule_is_named(text):
 
 def test_penalties_from_options():
     scheduled = ScheduledPenalty(ALL, (1, 8, 8))
-    cure, lazy_anchored, gn, lazy_tv, lipschitz, sgr = scheduled.penalty.terms
+    cure, lazy_anchored, gn, lazy_tv, lipschitz, llr, sgr = scheduled.penalty.terms
     assert isinstance(cure, robustkern.CURE)
     assert (cure.direction, cure.squared, cure.anchored) == ("gaussian", True, False)
     assert (lazy_anchored.every, lazy_tv.every) == (2, 3)
@@ -95,6 +96,7 @@ def test_penalties_from_options():
     assert (anchored.squared, anchored.anchored) == (False, True)
     assert (gn.p, gn.power, tv.p, tv.power) == (2, 2, 1, 1)
     assert lipschitz.p == float("inf")
+    assert (llr.mu, llr.eps, llr.steps) == (0.2, 0.05, 1)
     assert (sgr.update_every, sgr.covariance.decay, sgr.source) == (3, 0.2, "sign")
     scheduled.set_epoch(1)
     assert [cure.weight, cure.h, anchored.weight, gn.weight] == pytest.approx([0.2, 0.3, 0.1, 0.1])
@@ -108,7 +110,7 @@ def test_penalties_from_options():
         (
             {"name": "ridge"},
             "ScheduledPenalty: penalty must be one of none, cure, anchored-cure, gn, tv, "
-            "lipschitz, sgr, got ridge",
+            "lipschitz, llr, sgr, got ridge",
         ),
         (
             {"name": "gn", "p": 2.0, "h": "1"},

@@ -15,7 +15,14 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import robustkern
-from robustkern import CURE, SGR, CovarianceFunction, GradientPenalty, LipschitzPenalty
+from robustkern import (
+    CURE,
+    SGR,
+    CovarianceFunction,
+    GradientPenalty,
+    LipschitzPenalty,
+    LocalLinearity,
+)
 
 PENALTIES = {
     "tv": lambda: GradientPenalty(1.0),
@@ -24,6 +31,7 @@ PENALTIES = {
     "sgr": lambda: SGR(1.0, CovarianceFunction(3, 8, 8)),
     "cure": CURE,
     "anchored": lambda: CURE(anchored=True),
+    "llr": lambda: LocalLinearity(2.0, 1.0, eps=0.1, random_start=False),
     "sum": lambda: CURE() + LipschitzPenalty(1.0) + SGR(1.0, CovarianceFunction(3, 8, 8)),
     "constant": lambda: Constant(),
     "head": lambda: Head(),
@@ -349,7 +357,7 @@ def scenarios():
         yield f"term-{method}", lambda method=method: as_term(method)
     yield "checked", checked
     yield "lipschitz-moves", lipschitz_moves_one_sample
-    for name in ("gn", "cure", "anchored", "sum"):
+    for name in ("gn", "cure", "anchored", "llr", "sum"):
         yield f"fsdp-{name}", lambda name=name: fsdp(name, "unequal")
     for what in ("validation", "error", "error-within", "error-of-ones-own"):
         yield f"fsdp-after-{what}", lambda what=what: fsdp_after(what)

@@ -50,6 +50,7 @@ from robustkern.evaluation.masking import (
     masking_scatter,
 )
 from robustkern.evaluation.minimal import boundary, carlini_wagner, deepfool, hop_skip_jump
+from robustkern.evaluation.page import report_page
 from robustkern.evaluation.passes import adversarial_inputs
 from robustkern.evaluation.perturbations import (
     deepfool_source,
@@ -67,6 +68,7 @@ from robustkern.evaluation.spsa import spsa
 from robustkern.evaluation.subspace import subspace_deepfool
 from robustkern.evaluation.transfer import TransferMatrix, transfer_matrix
 from robustkern.evaluation.universal import universal
+from robustkern.evaluation.verdict import NetworkVerdict, verdict
 from robustkern.gradients.modes import evaluating
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "Indicator",
     "LabelLeaking",
     "MaskingScatter",
+    "NetworkVerdict",
     "RobustAccuracy",
     "TransferMatrix",
     "accuracy",
@@ -115,6 +118,7 @@ __all__ = [
     "masking_scatter",
     "pgd",
     "pgd_source",
+    "report_page",
     "robust_accuracy",
     "roc_curve",
     "softmax_along_segment",
@@ -123,5 +127,6 @@ __all__ = [
     "subspace_deepfool",
     "transfer_matrix",
     "universal",
+    "verdict",
     "wilson_interval",
 ]

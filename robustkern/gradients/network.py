@@ -94,13 +94,23 @@ class Network:
         outputs = self._logits(returned)
         if penalty is None or not penalty.has_objective():
             return outputs, self.loss(outputs)
+        return outputs, self._objective(outputs, penalty).mean()
+
+    def losses(self, outputs: Tensor, penalty: "Penalty") -> Tensor:
+        """What `evaluate` takes the mean of, of each sample alone: (N,)."""
+        if penalty.has_objective():
+            return self._objective(outputs, penalty)
+        one_by_one = torch.vmap(self._loss_fn, randomness="different")
+        return one_by_one(outputs[:, None], self.targets[:, None])
+
+    def _objective(self, outputs: Tensor, penalty: "Penalty") -> Tensor:
         objective = penalty.objective(outputs, self.targets)
         if not isinstance(objective, Tensor) or objective.shape != self.inputs.shape[:1]:
             raise TypeError(
                 f"{self._caller}: {type(penalty).__name__}.objective must return a Tensor of shape "
                 f"({len(self.inputs)},), got {describe(objective)}"
             )
-        return outputs, objective.mean()
+        return objective
 
     def loss(self, outputs: Tensor) -> Tensor:
         """The batch mean of the training loss."""

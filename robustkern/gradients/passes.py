@@ -1,5 +1,6 @@
 """The forward and backward passes of one step, and what is made of their gradients."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from robustkern import functional
 from robustkern.gradients import ranks
 from robustkern.gradients.network import Network, check_differentiable_twice, describe
-from robustkern.gradients.replay import Replay
+from robustkern.gradients.replay import RandomState, Replay
 from robustkern.reference.samples import widen
 
 if TYPE_CHECKING:
@@ -134,38 +135,41 @@ class Passes:
             self._check_reduced()
             mixed = with_loss and held is None  # .grad is that of the loss and of the objective
             loss, outputs = loss.detach(), outputs.detach()
-            gradients = [self._input_gradient(x)]
-            points = self._points(penalty, gradients[0])
+            gradients, losses = [self._input_gradient(x)], self._losses(outputs, penalty)
+            points = self._points(penalty, gradients, losses, replay)
             replay.mark_random()
             if points:
-                moves = self._dependence(penalty, gradients[0], len(points))
+                moves = self._dependence(penalty, gradients, losses, len(points))
                 if mixed:
                     held = _copy(self.parameters) if moves[0] else take(self.parameters)
                     mixed = False
                 elif not moves[0]:
                     take(self.parameters)
-                for point, moved in zip(points, moves[1:], strict=True):
-                    replay.rewind()
-                    x = point.detach().requires_grad_()
-                    _, potential = self.network.evaluate(x, penalty)
-                    self._backward(potential, x, parameters=moved)
-                    gradients.append(self._input_gradient(x))
+                for point, moved in zip(points, moves[1 : 1 + len(points)], strict=True):
+                    gradient, loss_there = self._pass_at(point, penalty, replay, moved)
+                    gradients.append(gradient)
+                    losses += loss_there
 
-            value, cotangents = self._cotangents(penalty, gradients)
+            value, cotangents = self._cotangents(penalty, gradients + losses)
             found = [v is not None for v in cotangents]
             if points and found != moves:
                 raise ValueError(
                     f"{self.caller}: {type(penalty).__name__}.value must depend on the same "
                     f"gradients whatever their values, got {moves} and {found}"
                 )
+            places = len(gradients)
+            of_losses = cotangents[places:] or (None,) * places
             moving = [
-                (point, v)
-                for point, v in zip([self.inputs, *points], cotangents, strict=True)
-                if v is not None
+                (point, v, w)
+                for point, v, w in zip(
+                    [self.inputs, *points], cotangents[:places], of_losses, strict=True
+                )
+                if v is not None or w is not None
             ]
-            shift = self._shift_along([v for _, v in moving])
+            along = [v for _, v, _ in moving if v is not None]
+            shift = self._shift_along(along)
             # So far .grad is the sum of the G(X_j). In the end: the loss's, and c (shifted - that).
-            if moving:
+            if along:
                 _scale(self.parameters, float(mixed) - shift.weight)
             elif not mixed:
                 take(self.parameters)
@@ -173,24 +177,28 @@ class Passes:
                 add(self.parameters, held)
             del held
             if not moving and self.replicas:  # a pass of weight 0, for its reduction
-                moving = [(self.inputs, torch.zeros_like(self.inputs))]
-            for point, v in moving[:-1]:
-                self._shifted(point, v, shift, penalty, replay)
+                moving = [(self.inputs, torch.zeros_like(self.inputs), None)]
+            for point, v, w in moving[:-1]:
+                self._shifted(point, v, w, shift, penalty, replay)
             if len(moving) > 1 and self._share is not None:
                 ranks.gather(self.inputs.device)  # have all come so far?
         self.complete()
-        for point, v in moving[-1:]:
-            self._shifted(point, v, shift, penalty, replay, last=True)
+        for point, v, w in moving[-1:]:
+            self._shifted(point, v, w, shift, penalty, replay, last=True)
         replay.settle()
         displacement = torch.as_tensor(shift.displacement, dtype=loss.dtype, device=loss.device)
         return value.detach(), loss, outputs, displacement
 
     def differentiable(self, penalty: "Penalty", replay: Replay, create_graph: bool) -> Tensor:
-        """The penalty's value with the graph of all its input gradients."""
+        """The penalty's value with the graph of all its input gradients and losses."""
+        losses: list[Tensor] = []
 
         def gradient_at(point: Tensor) -> Tensor:
             x = point.detach().requires_grad_()
-            _, potential = self.network.evaluate(x, penalty)
+            outputs, potential = self.network.evaluate(x, penalty)
+            if penalty.takes_losses():
+                found = self.network.losses(outputs, penalty)
+                losses.append(found if create_graph else found.detach())
             with self._full_precision():
                 (g,) = torch.autograd.grad(
                     potential, x, create_graph=create_graph, materialize_grads=True
@@ -200,31 +208,60 @@ class Passes:
                 return len(self.inputs) * g
 
         gradients = [gradient_at(self.inputs)]
-        points = self._points(penalty, gradients[0].detach())
+        points = self._points(
+            penalty, [gradients[0].detach()], [loss.detach() for loss in losses], replay
+        )
         replay.mark_random()
         for point in points:
             replay.rewind()
             gradients.append(gradient_at(point))
         replay.settle()
         with self._full_precision():
-            return self._value(penalty, gradients)
+            return self._value(penalty, gradients + losses)
+
+    def _pass_at(
+        self, point: Tensor, penalty: "Penalty", replay: Replay, parameters: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A pass at a further point: the input gradient there, and the losses if it takes them."""
+        replay.rewind()
+        x = point.detach().requires_grad_()
+        outputs, potential = self.network.evaluate(x, penalty)
+        self._backward(potential, x, parameters=parameters)
+        return self._input_gradient(x), self._losses(outputs, penalty)
+
+    def _losses(self, outputs: Tensor, penalty: "Penalty") -> list[Tensor]:
+        if not penalty.takes_losses():
+            return []
+        with torch.no_grad():
+            return [self.network.losses(outputs.detach(), penalty)]
 
     def _shifted(
         self,
         point: Tensor,
-        cotangent: Tensor,
+        cotangent: Tensor | None,
+        loss_cotangent: Tensor | None,
         shift: _Shift,
         penalty: "Penalty",
         replay: Replay,
         last: bool = False,
     ) -> None:
-        """The pass at X + e V, its loss weighted by c."""
+        """The pass at X + e V, its loss weighted by c, and each sample's by dR/dl_i besides.
+
+        That l_i is meant at X: to take it at X + e V errs by e, as the finite difference does.
+        """
         replay.rewind()
-        x = (widen(point) + shift.step * widen(cotangent)).to(point.dtype)
+        x, weight = point.detach(), shift.weight
+        if cotangent is None:
+            weight = 0.0
+        else:
+            x = (widen(x) + shift.step * widen(cotangent)).to(point.dtype)
         # A compiled model has one graph for inputs that require grad and another for those that
         # do not.
         outputs, potential = self.network.evaluate(x.requires_grad_(), penalty)
-        potential = potential * shift.weight
+        potential = potential * weight
+        if loss_cotangent is not None:
+            losses = self.network.losses(outputs, penalty)
+            potential = potential + self._samples * (loss_cotangent * losses).mean()
         if last and self.replicas:
             potential = potential + self._nothing(outputs, penalty)
         self._backward(potential)
@@ -271,13 +308,40 @@ class Passes:
                 "set_requires_gradient_sync(False)"
             )
 
-    def _points(self, penalty: "Penalty", gradient: Tensor) -> list[Tensor]:
+    def _points(
+        self, penalty: "Penalty", gradients: list[Tensor], losses: list[Tensor], replay: Replay
+    ) -> list[Tensor]:
+        """The penalty's points, from the gradient at the inputs and, if it takes them, losses."""
+        device = self.inputs.device
+        autocast = torch.autocast(
+            device.type,
+            torch.get_autocast_dtype(device.type),
+            enabled=torch.is_autocast_enabled(device.type),
+        )
+
+        def evaluate(point: Tensor) -> tuple[Tensor, Tensor]:
+            random = RandomState.now(device)
+            with torch.enable_grad(), autocast:
+                gradient, (loss,) = self._pass_at(
+                    self._laid_out(point), penalty, replay, parameters=False
+                )
+            random.restore(device)
+            return gradient, loss
+
+        x = self.inputs.detach()
         with self._full_precision(), torch.no_grad():
-            points = list(penalty.points(self.inputs.detach(), gradient))
+            if not losses:
+                return self._checked(penalty, "points", penalty.points(x, gradients[0]))
+            return self._checked(
+                penalty, "search", penalty.search(x, gradients[0], losses[0], evaluate)
+            )
+
+    def _checked(self, penalty: "Penalty", method: str, points: Sequence[Tensor]) -> list[Tensor]:
+        points = list(points)
         for point in points:
             if not isinstance(point, Tensor) or point.shape != self.inputs.shape:
                 raise TypeError(
-                    f"{self.caller}: {type(penalty).__name__}.points must return Tensors of the "
+                    f"{self.caller}: {type(penalty).__name__}.{method} must return Tensors of the "
                     f"inputs' shape {tuple(self.inputs.shape)}, got {describe(point)}"
                 )
         return [self._laid_out(point) for point in points]
@@ -288,8 +352,8 @@ class Passes:
             return point
         return torch.empty_like(self.inputs, dtype=point.dtype).copy_(point)
 
-    def _value(self, penalty: "Penalty", gradients: list[Tensor]) -> Tensor:
-        value = penalty.value(*gradients)
+    def _value(self, penalty: "Penalty", arguments: list[Tensor]) -> Tensor:
+        value = penalty.value(*arguments)
         if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
             raise TypeError(
                 f"{self.caller}: {type(penalty).__name__}.value must return a 0-dimensional "
@@ -298,20 +362,22 @@ class Passes:
         return value
 
     def _cotangents(
-        self, penalty: "Penalty", gradients: list[Tensor]
+        self, penalty: "Penalty", arguments: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """R, and this rank's part of V_j = dR/dg_j; None where R does not depend on g_j at all."""
+        """R, and this rank's part of its derivative in each argument it depends on, else None."""
         with self._full_precision():
-            leaves = [g.detach().requires_grad_() for g in gradients]
+            leaves = [a.detach().requires_grad_() for a in arguments]
             value = self._value(penalty, leaves)
             if not value.requires_grad:
                 return value, (None,) * len(leaves)
             share = None if self._share is None else self._share.to(value.dtype)
             return value, torch.autograd.grad(value, leaves, share, allow_unused=True)
 
-    def _dependence(self, penalty: "Penalty", gradient: Tensor, points: int) -> list[bool]:
-        """Which gradients R depends on, found before the passes that need to know it."""
-        _, cotangents = self._cotangents(penalty, [gradient] * (1 + points))
+    def _dependence(
+        self, penalty: "Penalty", gradients: list[Tensor], losses: list[Tensor], points: int
+    ) -> list[bool]:
+        """What R depends on, found before the passes that need to know it."""
+        _, cotangents = self._cotangents(penalty, gradients * (1 + points) + losses * (1 + points))
         return [v is not None for v in cotangents]
 
     def _shift_along(self, cotangents: list[Tensor]) -> _Shift:

@@ -56,11 +56,39 @@ class Penalty(nn.Module, ABC):
 
         Args:
             gradient: (N, \*D), the gradient of each sample's own loss at the inputs.
-            *shifted: the same at each of the `points`.
+            *shifted: the same at each of the `points`; then, if it `takes_losses`, each sample's
+                own loss, (N,), at the inputs and at each of the points.
 
         Returns:
             0-dimensional.
         """
+
+    def takes_losses(self) -> bool:
+        """Whether `value` is given the losses too, which `loss_fn` makes of each sample alone."""
+        return False
+
+    def search(
+        self,
+        inputs: Tensor,
+        gradient: Tensor,
+        loss: Tensor,
+        evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> Sequence[Tensor]:
+        r"""The `points` of a penalty that `takes_losses`, which may look for them with passes.
+
+        Called once a step, without autograd.
+
+        Args:
+            inputs: (N, \*D), detached.
+            gradient: (N, \*D), the input gradient there.
+            loss: (N,), each sample's own loss there.
+            evaluate: a pass at a point of the inputs' shape, with the random numbers of all others:
+                gradient and losses there.
+
+        Returns:
+            Points of the inputs' shape.
+        """
+        return self.points(inputs, gradient)
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The scalar of each sample, (N,), whose input gradient is meant, if not its loss.
@@ -177,11 +205,24 @@ class Sum(Penalty):
 
     def points(self, inputs: Tensor, gradient: Tensor) -> list[Tensor]:
         """The union of the terms' points."""
+        return self._union(lambda term: term.points(inputs, gradient))
+
+    def search(
+        self,
+        inputs: Tensor,
+        gradient: Tensor,
+        loss: Tensor,
+        evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> list[Tensor]:
+        """The union of what the terms find."""
+        return self._union(lambda term: term.search(inputs, gradient, loss, evaluate))
+
+    def _union(self, points_of: Callable[[Penalty], Sequence[Tensor]]) -> list[Tensor]:
         shared: dict[Hashable, Sequence[Tensor]] = {}
         for term in self._penalties():
             key = term.points_key()
             if key not in shared:
-                shared[key] = term.points(inputs, gradient)
+                shared[key] = points_of(term)
         self._where, start = {}, 0
         for key, points in shared.items():
             self._where[key] = slice(start, start + len(points))
@@ -189,12 +230,19 @@ class Sum(Penalty):
         return [point for points in shared.values() for point in points]
 
     def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
-        """The sum of the terms, each from the gradients at its own points."""
-        values = [
-            term.value(gradient, *shifted[self._where[term.points_key()]])
-            for term in self._penalties()
-        ]
+        """The sum of the terms, each from the gradients, and losses, at its own points."""
+        values = []
+        points = len(shifted) // 2 if self.takes_losses() else len(shifted)
+        shifted, losses = shifted[:points], shifted[points:]
+        for term in self._penalties():
+            where = self._where[term.points_key()]
+            own = (losses[0], *losses[1:][where]) if term.takes_losses() else ()
+            values.append(term.value(gradient, *shifted[where], *own))
         return torch.stack(values).sum()
+
+    def takes_losses(self) -> bool:
+        """Whether any term does."""
+        return any(term.takes_losses() for term in self._penalties())
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The objective that the terms have in common."""
@@ -253,6 +301,20 @@ class Lazy(Penalty):
     def points(self, inputs: Tensor, gradient: Tensor) -> Sequence[Tensor]:
         """The penalty's points."""
         return self.penalty.points(inputs, gradient)
+
+    def takes_losses(self) -> bool:
+        """Whether the penalty does."""
+        return self.penalty.takes_losses()
+
+    def search(
+        self,
+        inputs: Tensor,
+        gradient: Tensor,
+        loss: Tensor,
+        evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> Sequence[Tensor]:
+        """What the penalty finds."""
+        return self.penalty.search(inputs, gradient, loss, evaluate)
 
     def value(self, gradient: Tensor, *shifted: Tensor) -> Tensor:
         """The penalty's value, times k in training mode."""

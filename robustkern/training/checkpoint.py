@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from robustkern.training.files import atomic_path
-from robustkern.training.models import build
+from robustkern.training.models import Classifier, build
 
 # Raised with the layout below, so that an older file is refused by name.
 FORMAT = 1
@@ -70,14 +69,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def restore_model(content: dict[str, Any]) -> nn.Sequential:
+def restore_model(content: dict[str, Any]) -> Classifier:
     """Build the network of a checkpoint, with its weights, in eval mode.
 
     Args:
         content: what `load_checkpoint` gave.
 
     Returns:
-        `Sequential(Normalize, network)`, on the CPU, in the dtype of the weights.
+        What `models.build` returns, on the CPU, in the dtype of the weights.
 
     Raises:
         ValueError: the weights do not fit the network, as when a user's factory has changed.

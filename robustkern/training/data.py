@@ -81,7 +81,7 @@ def load(name: str, folder: str | Path = "data") -> Dataset:
         The images and labels.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or torchvision has none and cannot download any.
         ImportError: scikit-learn or torchvision is missing; the message says which extra installs
             it.
         ValueError: an unknown name, or a file that breaks the rules above; the message names file
@@ -121,14 +121,21 @@ def _torchvision(name: str, folder: Path) -> Dataset:
     """MNIST, CIFAR-10 or SVHN; for the last, torchvision's arguments and names are others."""
     datasets = require("torchvision.datasets", "data")
     arrays: dict[str, Any] = {}
-    for split in ("train", "test"):
-        if name == "svhn":
-            source = datasets.SVHN(str(folder), split=split, download=True)
-            arrays[f"x_{split}"], arrays[f"y_{split}"] = source.data, source.labels
-        else:
-            kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
-            source = kind(str(folder), train=split == "train", download=True)
-            arrays[f"x_{split}"], arrays[f"y_{split}"] = source.data, source.targets
+    try:
+        for split in ("train", "test"):
+            if name == "svhn":
+                source = datasets.SVHN(str(folder), split=split, download=True)
+                arrays[f"x_{split}"], arrays[f"y_{split}"] = source.data, source.labels
+            else:
+                kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
+                source = kind(str(folder), train=split == "train", download=True)
+                arrays[f"x_{split}"], arrays[f"y_{split}"] = source.data, source.targets
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"load: data set {name} must lie in the folder {folder} or be downloadable, got: "
+            f"{error}; put the files that torchvision wants there, or give the path of an .npz "
+            f"file with {', '.join(_NPZ_KEYS)}"
+        ) from error
     return _dataset(name, {key: np.asarray(array) for key, array in arrays.items()})
 
 

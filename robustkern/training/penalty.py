@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from robustkern.covariance import CovarianceFunction
 from robustkern.evaluation import deepfool_source, fgsm_source, gradient_source, pgd_source
 from robustkern.evaluation.perturbations import Source
-from robustkern.penalties import CURE, SGR, GradientPenalty, Lazy, LipschitzPenalty, Penalty, Sum
+from robustkern.penalties import (
+    CURE,
+    SGR,
+    GradientPenalty,
+    Lazy,
+    LipschitzPenalty,
+    LocalLinearity,
+    Penalty,
+    Sum,
+)
 from robustkern.training.models import Shape
 from robustkern.training.schedules import Schedule
 
@@ -25,6 +34,7 @@ DEFAULTS: dict[str, Options] = {
     "gn": {"weight": "1", "every": 1},
     "tv": {"weight": "0.1", "p": 2.0, "every": 1},
     "lipschitz": {"weight": "0.1", "p": 2.0, "every": 1},
+    "llr": {"weight": "1", "mu": 1.0, "eps": 0.1, "steps": 2, "every": 1},
     "sgr": {
         "weight": "1",
         "source": "sign",
@@ -81,6 +91,9 @@ _MAKE: dict[str, Callable[[Options], Penalty]] = {
     "gn": lambda options: GradientPenalty(0.0, p=2, power=2),
     "tv": lambda options: GradientPenalty(0.0, p=options["p"], power=1),
     "lipschitz": lambda options: LipschitzPenalty(0.0, p=options["p"]),
+    "llr": lambda options: LocalLinearity(
+        0.0, options["mu"], options["eps"], steps=options["steps"]
+    ),
 }
 
 

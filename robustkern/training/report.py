@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import robustkern
+from robustkern.evaluation.verdict import percent as percent
 from robustkern.training.extras import require
 
 
@@ -55,11 +56,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [header, *rows]
     ]
     return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
-
-
-def percent(fraction: float) -> str:
-    """Write a fraction as a percentage with one decimal."""
-    return f"{100 * fraction:.1f}%"
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import nn
 from robustkern.evaluation import RobustAccuracy, robust_accuracy
 from robustkern.training.adversarial import adversarial_training
 from robustkern.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
+from robustkern.training.curvature import CurvatureMonitor
 from robustkern.training.data import Dataset, load
 from robustkern.training.files import output_folder, write_json
 from robustkern.training.models import build, pixel_statistics
@@ -27,7 +30,7 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.json"
 _EPS_GRAY = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 _EPS_COLOUR = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 # Options that a resumed run may change: they do not touch what an epoch computes.
-_FREE = ("epochs", "output", "data_folder", "init", "device")
+_FREE = ("epochs", "output", "data_folder", "init", "device", "curvature")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Options:
     train_size: int | None = None
     test_size: int | None = None
     model: str | None = None
+    per_image: bool = False
     init: str | None = None
     penalties: Sequence[Mapping[str, Any]] = ()
     epochs: int = 10
@@ -51,14 +55,17 @@ class Options:
     flip: bool = False
     adversarial: Mapping[str, Any] | None = None
     precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
     batch_norm: str = "batch"
     shift: float | str = "auto"
+    curvature: float | None = None
     seed: int = 0
     device: str = "auto"
     output: str = "robustkern-run"
 
 
-def train(options: Options, *, resume: bool = False) -> Path:
+def train(options: Options, *, resume: bool = False, seconds: float = math.inf) -> Path:
     """Train as `options` say; after every epoch write `checkpoint.pt` and `log.json`.
 
     The global random state is seeded. On a CPU, the result of a run that was interrupted and
@@ -68,6 +75,8 @@ def train(options: Options, *, resume: bool = False) -> Path:
         options: of the run.
         resume: go on from the checkpoint in the output folder. The options must be those it was
             made with; `epochs` may be raised.
+        seconds: of the call. Once there is an epoch, begin none that would last beyond that, if it
+            took as long as the longest before it; `resume` goes on with the rest.
 
     Returns:
         The checkpoint.
@@ -77,6 +86,7 @@ def train(options: Options, *, resume: bool = False) -> Path:
         ValueError: an option out of range, a damaged file, or, without `resume`, an output folder
             that already holds a run.
     """
+    begin = time.perf_counter()
     if options.epochs < 1:
         raise ValueError(f"train: epochs must be at least 1, got {options.epochs}")
     folder = output_folder(options.output, "train")
@@ -92,6 +102,11 @@ def train(options: Options, *, resume: bool = False) -> Path:
     data = load(options.data, options.data_folder).first(options.train_size, options.test_size)
     torch.manual_seed(options.seed)
     arguments, model = _network(options, data, saved)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        # In place, for the names of the weights to stay; each shape by itself, which is faster.
+        model.compile(dynamic=False)
     augmentation, trades_beta = adversarial_training(options.adversarial, data.shape)
     trainer = Trainer(
         model,
@@ -112,6 +127,9 @@ def train(options: Options, *, resume: bool = False) -> Path:
         seed=options.seed,
         device=find_device(options.device),
     )
+    monitor = None
+    if options.curvature is not None:
+        monitor = CurvatureMonitor(data.x_test, data.y_test, options.curvature)
     log: list[dict[str, Any]] = []
     if saved is not None:
         try:
@@ -122,10 +140,16 @@ def train(options: Options, *, resume: bool = False) -> Path:
             ) from error
         log = saved["log"]
     plain = dataclasses.asdict(options)
+    longest = max((record["seconds"] for record in log), default=0.0)
     while trainer.epoch < options.epochs:
+        started = time.perf_counter()
+        if longest and started + longest > begin + seconds:
+            break
         with progress_bar(len(data.x_train), f"epoch {trainer.epoch + 1}/{options.epochs}") as bar:
             record = trainer.run_epoch(bar.update)
         log.append(dataclasses.asdict(record))
+        if monitor is not None:
+            log[-1]["curvature"] = dataclasses.asdict(monitor(model))
         content = {
             "options": plain,
             "model": arguments,
@@ -141,6 +165,7 @@ def train(options: Options, *, resume: bool = False) -> Path:
             f"passes a step, {record.seconds:.1f} s",
             flush=True,
         )
+        longest = max(longest, time.perf_counter() - started)
     return path
 
 
@@ -298,6 +323,11 @@ def _network(
                 f"train: model must be that of the checkpoint, {arguments['name']}, "
                 f"got {options.model}"
             )
+        if options.per_image and not arguments.get("per_image", False):
+            raise ValueError(
+                "train: per_image must be as the network of the checkpoint was made, False, "
+                "got True"
+            )
         check_fits("train", arguments, data)
         return arguments, restore_model(source)
     mean, std = pixel_statistics(data.x_train)
@@ -307,6 +337,7 @@ def _network(
         "classes": data.classes,
         "mean": mean,
         "std": std,
+        "per_image": options.per_image,
     }
     return arguments, build(**arguments)
 

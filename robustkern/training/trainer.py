@@ -174,7 +174,9 @@ class Trainer:
             )
         seconds = time.perf_counter() - start
         self.epoch += 1
-        clean = accuracy(self.model, self.data.x_test, self.data.y_test)
+        # A compiled network would be compiled again for each size of batch here.
+        with torch.compiler.set_stance("force_eager"):
+            clean = accuracy(self.model, self.data.x_test, self.data.y_test)
         forward, backward = passes.forward / len(self._x), passes.backward / len(self._x)
         return Record(self.epoch, loss, penalty, clean, forward, backward, seconds)
 

@@ -1,0 +1,242 @@
+"""Recipes trained and attacked, with their figures in a results file, in pieces."""
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results import PROVENANCE, write_results
+from torch import Tensor, nn
+
+from robustkern.evaluation import (
+    accuracy,
+    adversarial_distances,
+    adversarial_inputs,
+    autoattack,
+    carlini_wagner,
+    pgd,
+)
+from robustkern.training.checkpoint import load_checkpoint, restore_model
+from robustkern.training.data import Dataset, load
+from robustkern.training.recipes import find_recipe, from_recipe
+from robustkern.training.session import Options, find_device, train
+
+FAST = {"precision": "bfloat16", "channels_last": True, "compile": True}
+REDUCED_IMAGES = {"train_size": 1200, "test_size": 200}
+REDUCED_EPOCHS = 5  # times fewer
+DISTANCES = 100  # test images whose distance is measured
+# Options that are paths of this machine; they stay out of the results.
+PLACES = ("data", "data_folder", "init", "output")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What, with the recipe, tells one row of the results from another."""
+
+    data: str  # in place of the recipe's; a file without its folder
+    reduced: bool
+    fast: bool
+    note: str
+
+    @property
+    def mark(self) -> str:
+        """What stands beside every figure."""
+        marks = [text for text in ("reduced" if self.reduced else "", self.note) if text]
+        return f" ({', '.join(marks)})" if marks else ""
+
+
+class Runs:
+    """The rows of a results file, and the time that is left to add to them.
+
+    Args:
+        path: of the results file.
+        setting: of the rows to make.
+        runs: folder for the trained networks.
+        given: options that hold in place of the recipes'.
+        seconds: after which nothing more is begun.
+    """
+
+    def __init__(
+        self, path: Path, setting: Setting, runs: Path, given: dict[str, Any], seconds: float
+    ) -> None:
+        self.path, self.setting, self.given = path, setting, given
+        size, speed = "reduced" if setting.reduced else "full", "-fast" if setting.fast else ""
+        self.runs = runs / f"{size}{speed}"
+        self.end = time.monotonic() + seconds
+        self.rows = read_rows(path)
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def row(self, recipe: str) -> dict[str, Any]:
+        """The row of a recipe in this setting; empty before its training is done."""
+        key = {"recipe": recipe, **dataclasses.asdict(self.setting)}
+        return next((row for row in self.rows if key.items() <= row.items()), {})
+
+    def save(self, recipe: str, **figures: Any) -> None:
+        """Add figures to the row of a recipe and write the file."""
+        row = self.row(recipe)
+        if not row:
+            key = {"recipe": recipe, **dataclasses.asdict(self.setting)}
+            self.rows.append(row := {**key, "commit": PROVENANCE["commit"]})
+        row |= figures
+        write_results(self.path, self.rows)
+
+    def options(self, recipe: str) -> Options:
+        """Of the training by a recipe."""
+        given = {**self.given, "output": str(self.runs / recipe)}
+        start = find_recipe(recipe).start
+        if start is not None:
+            given["init"] = str(self.checkpoint(start))
+        if self.setting.fast:
+            given |= FAST
+        options = from_recipe(recipe, given)
+        return reduced(options) if self.setting.reduced else options
+
+    def checkpoint(self, recipe: str) -> Path:
+        return self.runs / recipe / "checkpoint.pt"
+
+    def trained(self, recipe: str) -> bool:
+        """Train by a recipe as far as the time reaches; is it done?"""
+        if self.row(recipe):
+            return True
+        if self.left() <= 0:
+            return False
+        options, path = self.options(recipe), self.checkpoint(recipe)
+        kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in PLACES}
+        try:
+            train(options, resume=path.exists(), seconds=self.left())
+        except FloatingPointError as error:
+            self.save(recipe, options=kept, error=str(error))
+            return True
+        log = load_checkpoint(path)["log"]
+        if len(log) < options.epochs:
+            return False
+        self.save(
+            recipe,
+            options=kept,
+            seconds=sum(epoch["seconds"] for epoch in log),
+            forward_passes=sum(epoch["forward_passes"] for epoch in log),
+            backward_passes=sum(epoch["backward_passes"] for epoch in log),
+            test_images=len(self.data(options).x_test),
+            clean=log[-1]["clean_accuracy"],
+        )
+        return True
+
+    def data(self, options: Options) -> Dataset:
+        return load(options.data, options.data_folder).first(options.train_size, options.test_size)
+
+    def measured(self, recipe: str, figures: list[str], autoattacked: int) -> bool:
+        """Measure figures of a trained network as far as the time reaches; is it done?
+
+        They are `pgd<steps>-<eps>`, `autoattack-<eps>`, eps in 255ths, and `distance`.
+        """
+        row = self.row(recipe)
+        if "error" in row:
+            return True
+        autoattacked = min(autoattacked, row["test_images"])
+        other = row.get("autoattack_images") != autoattacked
+        missing = [
+            name for name in figures if name not in row or (name.startswith("autoattack") and other)
+        ]
+        if not missing:
+            return True
+        options = self.options(recipe)
+        data = self.data(options)
+        model = restore_model(load_checkpoint(self.checkpoint(recipe)))
+        model.to(find_device(options.device))
+        for name in missing:
+            if self.left() <= 0:
+                return False
+            kind, _, eps = name.partition("-")
+            if kind == "distance":
+                self.save(recipe, distance=distance(model, data))
+            elif kind == "autoattack":
+                found = attacked(model, data.first(test=autoattacked), autoattack, int(eps))
+                self.save(recipe, **{name: found, "autoattack_images": autoattacked})
+            else:
+                found = attacked(model, data, pgd, int(eps), steps=int(kind.removeprefix("pgd")))
+                self.save(recipe, **{name: found})
+        return True
+
+
+def attacked(model: nn.Module, data: Dataset, attack: Any, eps: int, **more: Any) -> float:
+    """Accuracy under an attack of eps 255ths."""
+
+    def move(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return attack(model, inputs, targets, eps / 255, **more)
+
+    return accuracy(model, data.x_test, data.y_test, attack=move)
+
+
+def distance(model: nn.Module, data: Dataset) -> float | None:
+    """Median L2 distance by Carlini and Wagner's attack; None if half the images stand."""
+
+    def move(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return carlini_wagner(model, inputs, targets, steps=200, searches=5)
+
+    x, y = data.x_test[:DISTANCES], data.y_test[:DISTANCES]
+    found = adversarial_distances(model, x, y, adversarial_inputs(model, x, y, move)).median
+    return found if found is not None and math.isfinite(found) else None
+
+
+def reduced(options: Options) -> Options:
+    """The same with fewer images and epochs, and a narrow network."""
+    epochs = max(1, options.epochs // REDUCED_EPOCHS)
+    factor = epochs / options.epochs
+    scheduled = ("weight", "h")
+    return dataclasses.replace(
+        options,
+        **REDUCED_IMAGES,
+        model=f"narrow:{options.model}",
+        epochs=epochs,
+        lr=compressed(options.lr, factor),
+        penalties=[
+            {key: compressed(p[key], factor) if key in scheduled else p[key] for key in p}
+            for p in options.penalties
+        ],
+        device="cpu",
+    )
+
+
+def compressed(schedule: str, factor: float) -> str:
+    """A schedule with its epochs multiplied.
+
+    >>> compressed("0:0,5:1.5", 0.2), compressed("4", 0.2)
+    ('0:0,1:1.5', '4')
+    """
+    if ":" not in schedule:
+        return schedule
+    points = (point.split(":") for point in schedule.split(","))
+    return ",".join(f"{float(epoch) * factor:g}:{value}" for epoch, value in points)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file, if there is one; those of another version are refused."""
+    if not path.exists():
+        return []
+    try:
+        results = json.loads(path.read_text())
+        made_by, rows = results["provenance"].get("robustkern", "an older one"), results["rows"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"results file {path} must be one that this wrote, got {error!r}"
+        ) from error
+    if made_by != PROVENANCE["robustkern"]:
+        raise ValueError(
+            f"results file {path} must be of this version of robustkern, "
+            f"{PROVENANCE['robustkern']}, got {made_by}; move it away, or name another by --output"
+        )
+    return rows
+
+
+def with_starts(recipes: list[str]) -> list[str]:
+    """The recipes, each behind the one that it starts from."""
+    found: list[str] = []
+    for recipe in recipes:
+        start = find_recipe(recipe).start
+        found += [name for name in (start, recipe) if name and name not in found]
+    return found

@@ -1,0 +1,181 @@
+"""`bench/papers.py`, reduced, on a few made-up images."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robustkern.training.recipes import RECIPES
+from robustkern.training.schedules import Schedule
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+MARK = " (reduced, made-up images)"
+
+
+@pytest.fixture
+def papers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    import papers
+
+    return papers
+
+
+@pytest.fixture
+def recipe_runs(papers):
+    import recipe_runs
+
+    return recipe_runs
+
+
+@pytest.fixture
+def call(papers, tmp_path, monkeypatch, capsys):
+    """Run the command; its exit status, what it printed, and the rows of its results."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8), np.arange(30) % 5
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
+    results = tmp_path / "results.json"
+
+    def run(*arguments, data="images.npz"):
+        places = ["--data", str(tmp_path / data), "--output", str(results)]
+        runs = ["--runs", str(tmp_path / "runs"), "--reduced", "--note", "made-up images"]
+        monkeypatch.setattr(sys, "argv", ["papers.py", *arguments, *places, *runs])
+        status = papers.main()
+        printed = capsys.readouterr()
+        rows = json.loads(results.read_text())["rows"] if results.exists() else []
+        return status, printed.out + printed.err, rows
+
+    return run
+
+
+def test_a_table_is_made_in_pieces_and_nothing_twice(call, tmp_path):
+    command = ["cure", "--only", "cure-resnet18-cifar10"]
+    status, printed, rows = call(*command, "--seconds", "0")
+    assert (status, rows) == (1, [])
+    assert "%" not in printed
+    assert "94.9" in printed
+    assert "not done" in printed
+
+    status, printed, rows = call(*command)
+    assert status == 0
+    assert printed.count("\nepoch ") + 1 == 6 + 4
+    assert [row["recipe"] for row in rows] == ["clean-resnet18-cifar10", "cure-resnet18-cifar10"]
+    lines = [line for line in printed.splitlines() if line.startswith(("| clean", "| cure"))]
+    for row, line in zip(rows, lines, strict=True):
+        assert f"{100 * row['clean']:.1f}%{MARK}" in line
+        assert f"{100 * row['pgd20-8']:.1f}%{MARK}" in line
+        assert line.count("%") == line.count(f"%{MARK}") == 2
+    assert [row["forward_passes"] for row in rows] == [6, 16]
+    assert str(tmp_path) not in json.dumps(rows)
+
+    # As if it was killed between the training and the attack.
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({**results, "rows": rows[:1]}))
+    status, printed, again = call(*command)
+    assert (status, again) == (0, rows)
+    assert "\nepoch " not in "\n" + printed
+
+    status, printed, again = call(*command, "--seconds", "0")
+    assert (status, again) == (0, rows)
+    assert "written" not in printed
+
+
+def test_every_attack_of_a_table_is_made(call, recipe_runs, monkeypatch):
+    monkeypatch.setattr(recipe_runs, "autoattack", lambda model, inputs, targets, eps: inputs)
+    monkeypatch.setattr(
+        recipe_runs, "carlini_wagner", lambda model, inputs, targets, **_: 1 - inputs
+    )
+    command = ["tv", "--only", "tv-resnext34-cifar10"]
+    status, _, (row,) = call(*command)
+    assert status == 0
+    assert {"pgd20-8", "distance"} <= set(row)
+    status, printed, (row,) = call(*command, "--autoattack", "4")
+    assert status == 0
+    assert row["autoattack_images"] == 4
+    assert f"{100 * row['autoattack-8']:.1f}%{MARK}, 4 images" in printed
+    for images in ("50", "60"):  # more than there are
+        _, printed, (row,) = call(*command, "--autoattack", images)
+        assert row["autoattack_images"] == 10
+    assert "written" not in printed
+
+
+def test_a_training_that_fails_has_its_row(call, recipe_runs, monkeypatch):
+    def fail(*_, **__):
+        raise FloatingPointError("the loss is no number")
+
+    monkeypatch.setattr(recipe_runs, "train", fail)
+    command = ["cure", "--only", "clean-resnet18-cifar10"]
+    for _ in range(2):
+        status, printed, (row,) = call(*command)
+        assert (status, row["error"]) == (0, "the loss is no number")
+        assert "the loss is no number" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": "none.npz"}, "load: data file .* does not exist"),
+        ({"only": "none"}, "train: recipe must be one of .*, got none"),
+    ],
+)
+def test_errors_are_named(call, arguments, message):
+    only = arguments.get("only", "clean-resnet18-cifar10")
+    status, printed, rows = call("cure", "--only", only, data=arguments.get("data", "images.npz"))
+    assert (status, rows) == (2, [])
+    assert re.fullmatch(f"bench/papers.py: error: {message}\n", printed)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"provenance": {"robustkern": "0.0.1"}, "rows": []}',
+            "must be of this version of robustkern, .*, got 0.0.1; move it away, or name another",
+        ),
+        ('{"provenance": {}, "rows": []}', "must be of this version .*, got an older one"),
+        ("[1, 2", "must be one that this wrote"),
+        ("[1, 2]", "must be one that this wrote"),
+    ],
+)
+def test_results_of_another_version_are_refused(recipe_runs, tmp_path, content, message):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"^results file {re.escape(str(path))} {message}"):
+        recipe_runs.read_rows(path)
+
+
+def test_every_recipe_of_a_table_exists_and_has_a_narrow_network(papers):
+    import narrow
+
+    named = {recipe for shown in papers.TABLES.values() for recipe in shown.rows}
+    assert named == set(RECIPES)
+    for recipe in RECIPES.values():
+        network = getattr(narrow, recipe.options["model"])((3, 32, 32), 10)
+        assert sum(parameter.numel() for parameter in network.parameters()) < 200_000
+
+
+def test_fast_is_bfloat16_channels_last_compiled(recipe_runs, tmp_path):
+    for fast in (False, True):
+        setting = recipe_runs.Setting("", reduced=False, fast=fast, note="")
+        runs = recipe_runs.Runs(tmp_path / "none.json", setting, tmp_path, {}, 1.0)
+        options = runs.options("cure-resnet18-cifar10")
+        assert (options.compile, options.channels_last) == (fast, fast)
+        assert options.precision == ("bfloat16" if fast else "float32")
+        clean = runs.options("clean-resnet18-cifar10")
+        assert options.init == f"{clean.output}/checkpoint.pt"
+
+
+def test_a_reduced_recipe_is_the_recipe_in_fewer_epochs(recipe_runs):
+    full = recipe_runs.from_recipe("cure-resnet18-svhn", {"init": "clean.pt"})
+    small = recipe_runs.reduced(full)
+    assert (full.epochs, small.epochs) == (20, 4)
+    assert small.model == "narrow:resnet18"
+    before, after = full.penalties[0], small.penalties[0]
+    assert {**after, "weight": ""} == {**before, "weight": ""}
+    for pair in ((full.lr, small.lr), (before["weight"], after["weight"])):
+        slow, fast = (Schedule.parse("", text) for text in pair)
+        for epoch in (0, 5, 10, 12, 15, 20):
+            assert fast(epoch / 5) == pytest.approx(slow(epoch))

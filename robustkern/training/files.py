@@ -41,10 +41,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` (plain data) to `path` as indented JSON, atomically."""
+def write_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write `content` (plain data) to `path` as JSON, atomically; None for one line."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def output_folder(path: str | Path, command: str) -> Path:

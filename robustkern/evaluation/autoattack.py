@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _attack_standing, _check_norm
-from robustkern.evaluation.balls import project
+from robustkern.evaluation.attacks import _attack_standing, _check_counts, _check_norm
+from robustkern.evaluation.balls import project, rounded
 from robustkern.evaluation.minimal import _broken, _frozen, _library, _seeded, _where
 
 Predict = Callable[[Tensor], Tensor]
@@ -248,17 +248,11 @@ def _within(
         # FAB differentiates by `backward`, which would fill the parameters' `.grad`.
         with _frozen(model), _seeded(generator) as seed:
             perturb = build(predict, classes, norm=norm, eps=eps, seed=seed, device=x.device)
-            found = perturb(x.float().contiguous(), labels).to(x.dtype) if eps > 0 else x
-        found = project(found, x, eps, p).clamp(0, 1)
+            found = perturb(x.float().contiguous(), labels) if eps > 0 else x
+        found = rounded(project(found, x, eps, p).clamp(0, 1), x, eps, p)
         return _where(_broken(model, found, labels), found, x)
 
     return _attack_standing(name, model, inputs, targets, attack, eps=eps)
-
-
-def _check_counts(name: str, **counts: int) -> None:
-    if min(counts.values()) < 1:
-        names, values = " and ".join(counts), " and ".join(map(str, counts.values()))
-        raise ValueError(f"{name}: {names} must be at least 1, got {values}")
 
 
 def _check_classes(name: str, classes: int, least: int) -> None:

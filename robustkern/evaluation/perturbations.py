@@ -16,8 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import _check, evaluating, fgsm, pgd
-from robustkern.evaluation.minimal import _frozen, _library
+from robustkern.evaluation.attacks import evaluating, fgsm, pgd
+from robustkern.evaluation.minimal import (
+    _check_search,
+    _check_two_or_inf,
+    _library,
+    deepfool,
+)
 
 Source = Callable[[Tensor, Tensor], Tensor]
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -109,7 +114,7 @@ def deepfool_source(
     candidates: int = 10,
     overshoot: float = 0.02,
 ) -> Source:
-    """Perturbations by DeepFool (Moosavi-Dezfooli et al. 2016), that of foolbox.
+    """Perturbations by `deepfool`; zero where it finds none.
 
     Args:
         model: the network in training.
@@ -125,24 +130,14 @@ def deepfool_source(
         ImportError: foolbox is missing.
         ValueError: another `p`, or `steps` below 1, or `candidates` below 2.
     """
-    if p not in (2, math.inf):
-        raise ValueError(f"deepfool_source: p must be 2 or inf, got {p}")
-    if steps < 1 or candidates < 2:
-        raise ValueError(
-            "deepfool_source: steps must be at least 1 and candidates at least 2, "
-            f"got {steps} and {candidates}"
-        )
-    foolbox = _library("deepfool_source", "foolbox")
-    kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
-    attack = kind(steps=steps, candidates=candidates, overshoot=overshoot)
+    _check_two_or_inf("deepfool_source", p)
+    _check_search("deepfool_source", steps, candidates)
+    _library("deepfool_source", "foolbox")
 
     def adversarial(inputs: Tensor, labels: Tensor) -> Tensor:
-        _check("deepfool_source", model, inputs, labels, 0.0)
-        # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
-        with evaluating(model), _frozen(model), torch.inference_mode(False), torch.enable_grad():
-            attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device=inputs.device)
-            found: Tensor = attack.run(attacked, inputs.clone(), labels.clone())
-        return found.detach()
+        return deepfool(
+            model, inputs, labels, p=p, steps=steps, candidates=candidates, overshoot=overshoot
+        )
 
     return _source(model, adversarial)
 

@@ -57,9 +57,7 @@ def deepfool(
     _check_search("deepfool", steps, candidates)
 
     def find(foolbox: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:
-        kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
-        attack = kind(steps=steps, candidates=candidates, overshoot=overshoot)
-        found: Tensor = attack.run(attacked, x, labels)
+        found: Tensor = _search(foolbox, p, steps, candidates, overshoot).run(attacked, x, labels)
         return found
 
     return _nearest("deepfool", model, inputs, targets, find)
@@ -284,6 +282,11 @@ def _seeded(generator: torch.Generator | None) -> Iterator[int]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield seed
+
+
+def _search(foolbox: Any, p: float, steps: int, candidates: int, overshoot: float) -> Any:
+    kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
+    return kind(steps=steps, candidates=candidates, overshoot=overshoot)
 
 
 def _check_two_or_inf(name: str, p: float) -> None:

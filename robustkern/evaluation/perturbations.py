@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import evaluating, fgsm, pgd
+from robustkern.evaluation.attacks import _check, evaluating, fgsm, pgd
 from robustkern.evaluation.minimal import (
     _check_search,
     _check_two_or_inf,
+    _frozen,
     _library,
-    deepfool,
+    _search,
 )
 
 Source = Callable[[Tensor, Tensor], Tensor]
@@ -114,7 +115,7 @@ def deepfool_source(
     candidates: int = 10,
     overshoot: float = 0.02,
 ) -> Source:
-    """Perturbations by `deepfool`; zero where it finds none.
+    """Perturbations by DeepFool (Moosavi-Dezfooli et al. 2016), that of foolbox.
 
     Args:
         model: the network in training.
@@ -132,12 +133,16 @@ def deepfool_source(
     """
     _check_two_or_inf("deepfool_source", p)
     _check_search("deepfool_source", steps, candidates)
-    _library("deepfool_source", "foolbox")
+    foolbox = _library("deepfool_source", "foolbox")
+    search = _search(foolbox, p, steps, candidates, overshoot)
 
     def adversarial(inputs: Tensor, labels: Tensor) -> Tensor:
-        return deepfool(
-            model, inputs, labels, p=p, steps=steps, candidates=candidates, overshoot=overshoot
-        )
+        _check("deepfool_source", model, inputs, labels, 0.0)
+        # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
+        with evaluating(model), _frozen(model), torch.inference_mode(False), torch.enable_grad():
+            attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device=inputs.device)
+            found: Tensor = search.run(attacked, inputs.clone(), labels.clone())
+        return found.detach()
 
     return _source(model, adversarial)
 

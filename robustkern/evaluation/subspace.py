@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from robustkern.evaluation.attacks import _attack_standing, _check
 from robustkern.evaluation.balls import precise
-from robustkern.evaluation.minimal import _broken, _Cast, _check_search, _frozen, _library, _where
+from robustkern.evaluation.minimal import (
+    _broken,
+    _Cast,
+    _check_search,
+    _frozen,
+    _library,
+    _search,
+    _where,
+)
 
 
 def subspace_deepfool(
@@ -64,15 +72,15 @@ def subspace_deepfool(
         vectors = torch.randn(size, dim, generator=source, device=x.device, dtype=torch.float64)
         center = precise(x)
         within = _Within(_Cast(model, x.dtype), center, torch.linalg.qr(vectors).Q.to(center))
-        search = foolbox.attacks.L2DeepFoolAttack(
-            steps=steps, candidates=candidates, overshoot=overshoot
-        )
         # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
         with _frozen(model), torch.enable_grad():
             attacked = foolbox.PyTorchModel(
                 within, bounds=(-(size**0.5), size**0.5), device=x.device
             )
-            place: Any = search.run(attacked, center.new_zeros(len(x), dim), labels)
+            start = center.new_zeros(len(x), dim)
+            place: Any = _search(foolbox, 2, steps, candidates, overshoot).run(
+                attacked, start, labels
+            )
         found = within.points(place.detach()).to(x.dtype)
         return _where(_broken(model, found, labels), found, x)
 

@@ -251,7 +251,12 @@ def _ascend(
             raise TypeError(f"{name}: model must return a tensor, got {type(outputs).__name__}")
         # The batch mean would shrink each gradient by N: undone, so that it does not underflow.
         loss = loss_fn(outputs, targets.clone()) * len(inputs)
-        gradient = precise(*torch.autograd.grad(loss, point))
+        found = (
+            torch.autograd.grad(loss, point, allow_unused=True) if loss.requires_grad else [None]
+        )
+    if found[0] is None:
+        raise ValueError(f"{name}: model must be differentiable, got outputs without a gradient")
+    gradient = precise(found[0])
     if p == 1:  # the few elements that move are not to be those that cannot
         stuck = ((adversarial <= 0) & (gradient < 0)) | ((adversarial >= 1) & (gradient > 0))
         gradient = gradient.masked_fill(stuck, 0)

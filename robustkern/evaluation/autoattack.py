@@ -102,10 +102,9 @@ def fab(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: pyautoattack is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, a
-            negative or non-finite `eps`, another `p`, or `steps` or `restarts` below 1.
+        ImportError: as `apgd` raises it.
+        TypeError: as `apgd` raises it.
+        ValueError: as `apgd` raises it.
     """
     _check_counts("fab", steps=steps, restarts=restarts)
 
@@ -146,11 +145,10 @@ def square(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: pyautoattack is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], or no images, of 5 pixels or more each way where `p` is
-            1 or 2, targets or outputs that are no labels and classes, a negative or non-finite
-            `eps`, another `p`, or `queries` or `restarts` below 1.
+        ImportError: as `apgd` raises it.
+        TypeError: as `apgd` raises it.
+        ValueError: as `apgd` raises it, or for `inputs` that are no images, of 5 pixels or more each
+            way where `p` is 1 or 2, or `queries` below 1.
     """
     _check_counts("square", queries=queries, restarts=restarts)
     _check_images("square", inputs, p)
@@ -191,11 +189,9 @@ def autoattack(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: pyautoattack is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], or no images, of 5 pixels or more each way where `p` is
-            1 or 2, targets or outputs that are no labels and classes, fewer than four classes, a
-            negative or non-finite `eps`, or another `p` or `version`.
+        ImportError: as `apgd` raises it.
+        TypeError: as `apgd` raises it.
+        ValueError: as `square` raises it, or for fewer than four classes or another `version`.
     """
     if version not in ("standard", "plus", "rand"):
         raise ValueError(

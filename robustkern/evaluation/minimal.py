@@ -90,10 +90,9 @@ def carlini_wagner(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: foolbox is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, or
-            `steps` or `searches` below 1.
+        ImportError: as `deepfool` raises it.
+        TypeError: as `deepfool` raises it.
+        ValueError: as `deepfool` raises it, or for `steps` or `searches` below 1.
     """
     _check_counts("carlini_wagner", steps=steps, searches=searches)
 
@@ -135,10 +134,9 @@ def boundary(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: foolbox is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, or
-            `steps` below 1.
+        ImportError: as `deepfool` raises it.
+        TypeError: as `deepfool` raises it.
+        ValueError: as `deepfool` raises it, or for `steps` below 1.
     """
     _check_counts("boundary", steps=steps)
 
@@ -177,10 +175,9 @@ def hop_skip_jump(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: foolbox is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes,
-            another `p`, or `steps` or `evaluations` below 1.
+        ImportError: as `deepfool` raises it.
+        TypeError: as `deepfool` raises it.
+        ValueError: as `deepfool` raises it, or for `steps` or `evaluations` below 1.
     """
     _check_two_or_inf("hop_skip_jump", p)
     _check_counts("hop_skip_jump", steps=steps, evaluations=evaluations)

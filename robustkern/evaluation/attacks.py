@@ -78,8 +78,8 @@ def fgsm(
 
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], `targets` of another length, or a negative or
-            non-finite `eps`.
+        ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or
+            non-finite `eps`, or a model without a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -126,7 +126,8 @@ def ifgsm(
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
-            `eps`, a `step_size` that is not positive and finite, or `steps` below 1.
+            `eps`, a `step_size` that is not positive and finite, `steps` below 1, or a model without
+            a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -191,7 +192,8 @@ def pgd(
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
             `eps`, another `p`, a `step_size` that is not positive and finite, `steps` or `restarts`
-            below 1, or `restarts` above 1 without a random start.
+            below 1, `restarts` above 1 without a random start, or a model
+            without a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)

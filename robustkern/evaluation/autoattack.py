@@ -147,8 +147,8 @@ def square(
     Raises:
         ImportError: as `apgd` raises it.
         TypeError: as `apgd` raises it.
-        ValueError: as `apgd` raises it, or for `inputs` that are no images, of 5 pixels or more each
-            way where `p` is 1 or 2, or `queries` below 1.
+        ValueError: as `apgd` raises it, or for `inputs` that are no images, of 5 pixels or more
+            each way where `p` is 1 or 2, or `queries` below 1.
     """
     _check_counts("square", queries=queries, restarts=restarts)
     _check_images("square", inputs, p)

@@ -126,8 +126,8 @@ def ifgsm(
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
-            `eps`, a `step_size` that is not positive and finite, `steps` below 1, or a model without
-            a gradient.
+            `eps`, a `step_size` that is not positive and finite, `steps` below 1, or a model
+            without a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)

@@ -4,7 +4,8 @@ Inputs are pixels scaled to [0, 1]; a network normalizes them itself. An attack 
 called as `attack(model, inputs, targets, eps)`, one that looks for the nearest adversarial input as
 `attack(model, inputs, targets)`. Both give adversarial inputs, and leave the network as they found
 it: modes, `requires_grad`, `.grad` and the random state. What is misclassified already only `fgsm`,
-`ifgsm`, `pgd` and `lrc` move any further.
+`ifgsm` and `pgd` move any further. They compute in float32 or better; a network of half precision
+sees, and gives back, inputs of its own precision, which are in the ball too.
 
 `fgsm`, `ifgsm`, `pgd`, `apgd` and `fab` follow gradients: a network that hides its gradients can
 pass them and still be fragile. So a claim of robustness also needs attacks that ask for none:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkern.analysis.samples import check_inputs, check_network
+from robustkern.analysis.samples import check_count, check_inputs, check_network
 from robustkern.gradients.network import _nodes_between
 
 __all__ = ["GaussNewton", "curved_operations", "gauss_newton"]
@@ -100,7 +100,8 @@ def gauss_newton(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> 
         (tensor([[0.5000]]), True)
     """
     caller = "gauss_newton"
-    check_inputs(caller, model, inputs, batch_size)
+    check_inputs(caller, model, inputs)
+    check_count(caller, "batch_size", batch_size)
     check_network(caller, model)
     found = [_eigenpairs(caller, model, x) for x in torch.split(inputs, batch_size)]
     curved = tuple(dict.fromkeys(name for *_, names in found for name in names))
@@ -141,7 +142,7 @@ def curved_operations(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
         ('Gelu',)
     """
     caller = "curved_operations"
-    check_inputs(caller, model, inputs, 1)
+    check_inputs(caller, model, inputs)
     check_network(caller, model)
     with torch.inference_mode(False), torch.enable_grad():
         x = inputs.detach().clone().requires_grad_()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.analysis.samples import check_inputs, check_network, normalized
-from robustkern.gradients.network import check_differentiable_twice
+from robustkern.analysis.samples import check_count, check_inputs, check_network, normalized
+from robustkern.gradients.network import check_differentiable_twice, describe
 
 __all__ = ["InputHessian"]
 
@@ -21,6 +21,22 @@ _METHODS = ("finite", "exact")
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     """The cross entropy of each sample, (N,)."""
+    if not isinstance(outputs, Tensor) or targets.dtype != torch.int64:
+        raise TypeError(
+            "InputHessian: cross entropy takes a tensor of outputs and int64 targets, "
+            f"got {describe(outputs)} and {describe(targets)}"
+        )
+    if outputs.dim() != 2 or targets.dim() != 1:
+        raise ValueError(
+            "InputHessian: cross entropy takes outputs (N, classes) and targets (N,), "
+            f"got {describe(outputs)} and {describe(targets)}"
+        )
+    low, high = (int(bound) for bound in targets.aminmax())
+    if low < 0 or high >= outputs.shape[1]:
+        raise ValueError(
+            f"InputHessian: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
+            f"got values from {low} to {high}"
+        )
     # In float64, because of a confident network's 1 - p float32 leaves nothing but rounding.
     return F.cross_entropy(outputs.double(), targets, reduction="none")
 
@@ -64,7 +80,8 @@ class InputHessian:
             point, `loss_fn` not callable or without a loss for each sample, or a number of another
             type.
         ValueError: another method, h not positive and finite, `batch_size` below 1, no samples,
-            `targets` of another length, or a network whose samples have no Hessian of their own.
+            `targets` of another length or no labels, a network whose samples have no Hessian of
+            their own, or gradients that are not finite.
         RuntimeError: method "exact" and a network without double backward.
 
     Example:
@@ -206,7 +223,8 @@ class InputHessian:
 
         def product(vectors: Tensor) -> Tensor:
             with torch.inference_mode(False):
-                return (derivative if exact else difference)(vectors.detach().clone())
+                found = (derivative if exact else difference)(vectors.detach().clone())
+            return _finite("products", found)
 
         return gradient.detach(), product
 
@@ -232,24 +250,32 @@ class InputHessian:
         (gradient,) = torch.autograd.grad(
             loss, x, create_graph=create_graph, materialize_grads=True
         )
-        return loss, gradient
+        return loss, _finite("gradients", gradient)
 
     def _batches(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         return zip(*(torch.split(t, self._batch_size) for t in rows), strict=True)
 
 
+def _finite(what: str, found: Tensor) -> Tensor:
+    if not found.isfinite().all():
+        raise ValueError(
+            f"InputHessian: model and loss_fn must have finite {what}, got infinite ones or NaN"
+        )
+    return found
+
+
 def _check(
-    model: object,
-    inputs: object,
-    targets: object,
-    loss_fn: object,
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: SampleLoss,
     method: str,
     h: float,
     batch_size: int,
 ) -> None:
     caller = "InputHessian"
-    check_inputs(caller, model, inputs, batch_size)
-    assert isinstance(inputs, Tensor)
+    check_inputs(caller, model, inputs)
+    check_count(caller, "batch_size", batch_size)
     if not isinstance(targets, Tensor):
         raise TypeError(f"{caller}: targets must be a tensor, got {type(targets).__name__}")
     if targets.dim() < 1 or len(targets) != len(inputs):

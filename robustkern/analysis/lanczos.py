@@ -15,7 +15,7 @@ from robustkern.analysis.samples import check_count, check_rows
 __all__ = ["Eigenpairs", "lanczos", "spectrum"]
 
 Operator = Callable[[Tensor], Tensor]
-_FEWEST = 20  # steps, so that the residuals of a few Ritz pairs do not agree by chance
+_SPARE = 5  # steps beyond the eigenpairs asked for: a multiple eigenvalue comes once a start
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def lanczos(
     r"""Extreme eigenpairs of all samples at once, by Lanczos with full reorthogonalization.
 
     Each step is one product for all samples. Where a Krylov space is exhausted, as it is for a
-    Hessian of low rank or of zeros, it goes on from a new random direction.
+    Hessian of low rank or of zeros, it goes on from a new random direction. Of an eigenvalue that
+    occurs several times in a matrix of higher rank, copies can be missed.
 
     The eigenpairs are the Rayleigh-Ritz ones of :math:`(T + T^T) / 2, T = V^T H V`, with V the
     orthonormal basis. For a symmetric H this is Lanczos; for one that is not, such as that of
@@ -89,7 +90,7 @@ def lanczos(
     """
     size = _check(operator, like, top, bottom, tolerance, steps)
     most = min(size, max(100, 10 * (top + bottom)) if steps is None else steps)
-    fewest = min(most, max(_FEWEST, 2 * (top + bottom) + 1))
+    fewest = min(most, top + bottom + _SPARE)
     generator = generator or torch.Generator(like.device).manual_seed(0)
     basis, look = _Krylov(like, most, generator), fewest
     with torch.no_grad():
@@ -97,7 +98,7 @@ def lanczos(
             basis.extend(_product(operator, basis.last().to(like.dtype), like))
             if step < look:
                 continue
-            look = min(most, step + 1 + step // 5)  # eigh of many steps costs more than a product
+            look = min(most, step + 1 + step // 10)  # eigh of many steps costs more than a product
             values, weights, residuals, scale = basis.ritz()
             chosen = [*range(-1, -top - 1, -1), *range(bottom - 1, -1, -1)]
             converged = residuals[:, chosen] <= tolerance * scale
@@ -226,7 +227,7 @@ def _product(operator: Operator, vectors: Tensor, like: Tensor) -> Tensor:
 
 
 def _check(
-    operator: object, like: Tensor, top: int, bottom: int, tolerance: float, steps: int | None
+    operator: Operator, like: Tensor, top: int, bottom: int, tolerance: float, steps: int | None
 ) -> int:
     if not callable(operator):
         raise TypeError(f"lanczos: operator must be callable, got {type(operator).__name__}")

@@ -49,29 +49,26 @@ def check_network(caller: str, model: nn.Module) -> None:
             )
 
 
-def check_inputs(caller: str, model: object, inputs: object, batch_size: object) -> None:
-    """Refuse what is no network, no samples or no number of them.
+def check_inputs(caller: str, model: nn.Module, inputs: Tensor) -> None:
+    """Refuse what is no network or no samples.
 
     Args:
         caller: whose name the error has.
         model: the network.
         inputs: (N, *D).
-        batch_size: samples per pass.
 
     Raises:
         TypeError: for another type or dtype.
-        ValueError: for no samples, values that are not finite, or a batch size below 1.
+        ValueError: for no samples, or values that are not finite.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: model must be a Module, got {type(model).__name__}")
     check_rows(caller, "inputs", inputs)
-    assert isinstance(inputs, Tensor)
     if not inputs.isfinite().all():
         raise ValueError(f"{caller}: inputs must be finite, got infinite values or NaN")
-    check_count(caller, "batch_size", batch_size)
 
 
-def check_count(caller: str, argument: str, value: object) -> None:
+def check_count(caller: str, argument: str, value: int) -> None:
     """Refuse what is no int of at least 1.
 
     Args:
@@ -89,7 +86,7 @@ def check_count(caller: str, argument: str, value: object) -> None:
         raise ValueError(f"{caller}: {argument} must be at least 1, got {value}")
 
 
-def check_rows(caller: str, argument: str, rows: object) -> None:
+def check_rows(caller: str, argument: str, rows: Tensor) -> None:
     """Refuse what has no row for each sample.
 
     Args:

@@ -14,7 +14,7 @@ give SGR the perturbations of an attack to learn from.
 
 Any attack can be measured, `attack(model, inputs, targets)` being all that is asked of it: let
 `adversarial_inputs` attack a data set once, and give what it returns to the measures. `Detector`
-tells adversarial inputs by their gradient norm.
+tells adversarial inputs by their gradient norm. `evaluate_networks` takes all measures at once.
 """
 
 from robustkern.evaluation.accuracy import RobustAccuracy, accuracy, robust_accuracy
@@ -67,6 +67,7 @@ from robustkern.evaluation.sensitivity import (
 )
 from robustkern.evaluation.spsa import spsa
 from robustkern.evaluation.subspace import subspace_deepfool
+from robustkern.evaluation.suite import evaluate_networks
 from robustkern.evaluation.transfer import TransferMatrix, transfer_matrix
 from robustkern.evaluation.universal import universal
 from robustkern.evaluation.verdict import NetworkVerdict, verdict
@@ -102,6 +103,7 @@ __all__ = [
     "deepfool_robustness",
     "deepfool_source",
     "detection_table",
+    "evaluate_networks",
     "evaluating",
     "evasive_carlini_wagner",
     "fab",

@@ -11,8 +11,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
-# Benchmarks of whole training steps; the others are of ops.
+# Benchmarks of whole training steps and of attacks; the others are of ops.
 STEPS := bench/bench_step.py bench/bench_ranks.py bench/bench_examples.py
+ATTACKS := bench/bench_attacks.py
 
 .PHONY: help demo test bench gpu lint docs wheel sdist FORCE
 
@@ -25,9 +26,10 @@ demo: .venv/installed  ## train, regularize and attack a small network: one tabl
 test: .venv/installed  ## run the tests
 	$(PYTHON) -m pytest
 
-bench: .venv/installed  ## time ops and training steps; write bench/results and the tables of README and docs
+bench: .venv/installed  ## time ops, training steps and attacks; write bench/results and the tables of README and docs
 	$(PYTHON) -m pytest $(STEPS) --results bench/results/cpu-step.json
-	$(PYTHON) -m pytest bench $(STEPS:%=--ignore %) --results bench/results/cpu-ops.json
+	$(PYTHON) -m pytest $(ATTACKS) --results bench/results/cpu-attacks.json
+	$(PYTHON) -m pytest bench $(patsubst %,--ignore %,$(STEPS) $(ATTACKS)) --results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
 
 gpu: export PATH := $(CALLERS_PATH)

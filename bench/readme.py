@@ -122,6 +122,23 @@ def steps(chosen: Callable[[str], bool]) -> str:
     return text
 
 
+def attacks() -> str:
+    """Attacks beside the passes that they are made of."""
+    results = read("cpu-attacks")
+    if results is None:
+        return NOT_MEASURED
+    rows = []
+    for group, (passes, attack) in grouped(results["rows"]).items():
+        what = ", ".join(group.split("|")[1:])
+        times = [milliseconds(r["median_s"]) for r in (attack, passes)]
+        rows.append([what, *times, f"{attack['ratio']:.3f}"])
+    header = ["attack", "median time", "its passes alone", "ratio"]
+    return (
+        "PGD beside as many forward passes and input gradients, the others beside forward passes "
+        f"of the same batches. {made(results)}" + table(header, rows)
+    )
+
+
 def milliseconds(seconds: float) -> str:
     """Three digits, and no exponent."""
     return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
@@ -364,6 +381,7 @@ SECTIONS = {
     "demo": demo,
     "step": step,
     "other_steps": other_steps,
+    "attacks": attacks,
     "ops": ops,
     "gpu": gpu,
     "mnist": training("mnist"),

@@ -8,9 +8,11 @@ import math
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import robustkern
+from robustkern.evaluation.suite import SUITES
 from robustkern.training.adversarial import DEFAULTS as ADVERSARIAL
 from robustkern.training.covariance import (
     DECAY_LENGTHS,
@@ -20,10 +22,11 @@ from robustkern.training.covariance import (
 )
 from robustkern.training.data import NAMES
 from robustkern.training.demo import demo
+from robustkern.training.evaluation import PAGE, evaluate, verdict_text
 from robustkern.training.models import MODELS
 from robustkern.training.penalty import DEFAULTS, SOURCES
 from robustkern.training.recipes import RECIPES, from_recipe
-from robustkern.training.session import Options, accuracy_table, evaluate, train
+from robustkern.training.session import Options, train
 from robustkern.training.trainer import OPTIMIZERS, PRECISIONS
 
 _DATA_HELP = (
@@ -82,9 +85,9 @@ def _train(*, resume: bool, recipe: str | None, **given: Any) -> None:
     print(train(options, resume=resume))
 
 
-def _evaluate(*, checkpoint: str, steps: int, **options: Any) -> None:
-    result = evaluate(checkpoint, steps=steps, **options)
-    print(accuracy_table(result, steps))
+def _evaluate(*, output: str, **options: Any) -> None:
+    print(verdict_text(evaluate(output=output, **options)))
+    print(f"the whole report is in {Path(output) / PAGE}")
 
 
 def _covariance(*, output: str, **options: Any) -> None:
@@ -320,21 +323,55 @@ def _add_adversarial(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a file that train wrote")
+    parser.add_argument(
+        "checkpoints", metavar="CHECKPOINT", nargs="+", help="files that train wrote"
+    )
+    parser.add_argument(
+        "--twins",
+        metavar="CHECKPOINT",
+        nargs="+",
+        default=[],
+        help="for each CHECKPOINT, in their order, one trained like it from another seed: its "
+        "adversarial images are tried on that network",
+    )
+    parser.add_argument(
+        "--suite",
+        choices=tuple(SUITES),
+        default="quick",
+        help="quick: FGSM, PGD and Square; standard: every attack and measure, the slow ones on "
+        "part of the images; full: all on all images, and AutoAttack (default: %(default)s)",
+    )
     parser.add_argument(
         "--eps",
         type=_numbers,
-        help="largest changes of a pixel, in [0, 1]: numbers or fractions as in 0.1,0.2 or "
-        "2/255,8/255 (default: 0.05 to 0.3 for gray images, 1/255 to 8/255 for colour)",
+        help="largest changes of a pixel, in [0, 1], for the curves: numbers or fractions as in "
+        "0.1,0.2 or 2/255,8/255 (default: 0.05 to 0.3 for gray images, 1/255 to 8/255 for colour)",
+    )
+    parser.add_argument(
+        "--radius",
+        type=_number,
+        help="largest change of a pixel where there is one only (default: 0.1 for gray images, "
+        "8/255 for colour)",
     )
     _add_optional(parser, "--data", str, f"{_DATA_HELP} (default: the one trained on)")
     _add(parser, "--data-folder", "data", "where torchvision keeps its files")
-    _add_optional(parser, "--test-size", int, "use the first so many test images")
-    _add(parser, "--steps", 20, "steps of PGD")
+    _add(
+        parser,
+        "--test-size",
+        1000,
+        "use the first so many test images; the detector and the universal perturbation are "
+        "fitted to up to 500 after them, or where these are too few to the last tenth",
+    )
     _add(parser, "--batch-size", 256, "images per pass")
-    _add(parser, "--seed", 0, "of PGD's random starts")
+    _add(parser, "--seed", 0, "of the attacks")
     _add(parser, "--device", "auto", "cpu, cuda, ...; auto takes an accelerator if there is one")
-    _add_optional(parser, "--output", str, "JSON file for the accuracies", "FILE")
+    _add(
+        parser,
+        "--output",
+        "robustkern-evaluation",
+        "folder for report.html and report.json; until they are complete, of partial.json, from "
+        "which the same command goes on",
+    )
 
 
 def _add_covariance(parser: argparse.ArgumentParser) -> None:

@@ -400,3 +400,15 @@ def test_accuracy_names_bad_input(batch):
     message = "accuracy: model must return finite outputs, got infinite ones or NaN"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         accuracy(smooth_model(), inputs * torch.nan, targets)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_without_a_gradient_is_named(frozen):
+    class Detached(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs.detach())
+
+    model = Detached(3, 2).requires_grad_(not frozen)
+    message = "pgd: model must be differentiable, got outputs without a gradient"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        pgd(model, torch.rand(4, 3), torch.zeros(4, dtype=torch.int64), 0.1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robustkern.evaluation.balls import draw, project, steepest
+from robustkern.evaluation.balls import distances, draw, project, rounded, steepest
 
 NORMS = [1, 2, math.inf]
 
@@ -73,6 +73,33 @@ def test_draws_fill_the_ball_evenly(p):
 def test_low_precision_is_summed_in_float32(p, dtype):
     gradient = torch.full((1, 4096), 100.0, dtype=dtype)
     assert steepest(gradient, p).isfinite().all()
-    found = project(gradient, gradient * 0, 1.0, p)
+    found = rounded(project(gradient, gradient * 0, 1.0, p), gradient * 0, 1.0, p)
     assert found.dtype == dtype
     assert length(found.double(), p).item() == pytest.approx(1.0, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("p", NORMS)
+def test_rounding_does_not_leave_the_ball(p, dtype):
+    centers = noise(8, 300).sigmoid().to(dtype)
+    for eps in (0.3, 1.0):
+        points = project(centers + noise(8, 300, seed=1).float(), centers, eps, p)
+        assert distances(points.to(dtype), centers, p).max() > eps
+        found = rounded(points, centers, eps, p)
+        assert distances(found, centers, p).max() <= eps
+        assert ((found - points).abs() <= 2 * torch.finfo(dtype).eps * points.abs()).all()
+    near = centers + 0.001 * noise(8, 300, seed=1).float()
+    assert torch.equal(rounded(near, centers, 1e3, p), near.to(dtype))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("p", NORMS)
+def test_a_step_has_length_one_whatever_the_gradient_s(p, scale):
+    step = steepest(scale * noise(3, 8, dtype=torch.float32), p)
+    torch.testing.assert_close(length(step, p), torch.ones(3))
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_a_gradient_that_is_not_finite_moves_no_sample_out_of_the_ball(p):
+    gradient = torch.tensor([[torch.nan, 1.0], [torch.inf, 1.0], [torch.nan, torch.nan]])
+    assert (length(steepest(gradient, p), p) <= 1).all()

@@ -46,19 +46,14 @@ def test_train_then_evaluate(tmp_path, capsys):
     ]
     assert (options["lr"], options["crop"], options["flip"]) == ("0:0.01,1:0", 1, False)
 
-    output = tmp_path / "accuracy.json"
-    command = ["evaluate", str(checkpoint), "--eps", "0.05,51/255", "--steps", "2"]
-    assert main([*command, "--test-size", "30", "--output", str(output)]) == 0
+    output = tmp_path / "evaluation"
+    command = ["evaluate", str(checkpoint), "--eps", "0.05,51/255", "--radius", "51/255"]
+    assert main([*command, "--test-size", "20", "--output", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == [
-        "eps",
-        ":------",
-        "clean",
-        "0.05",
-        "0.2",
-    ]
-    assert "PGD-2" in lines[0]
-    assert json.loads(output.read_text())["eps"] == [0.05, 0.2]
+    assert lines[0] == "20 images of digits, changed by up to 0.2:"
+    assert [line.split("|")[1].strip() for line in lines[1:4:2]] == ["network", tmp_path.name]
+    assert lines[-1] == f"the whole report is in {output / 'report.html'}"
+    assert json.loads((output / "report.json").read_text())["eps"] == [0.05, 0.2]
 
 
 def test_resume_and_fine_tune(tmp_path, capsys):

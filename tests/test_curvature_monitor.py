@@ -12,9 +12,9 @@ from torch import nn
 import robustkern
 from robustkern.analysis import InputHessian
 from robustkern.evaluation import accuracy, pgd
+from robustkern.evaluation.counting import counted
 from robustkern.training import CurvatureMonitor, Options, cnn, train
 from robustkern.training.checkpoint import load_checkpoint
-from robustkern.training.passes import counted
 
 
 def test_figures_are_those_of_the_dense_hessian():

@@ -38,6 +38,22 @@ def test_distances_of_a_linear_classifier(p, length):
     assert found.misclassified == found.standing == 0
 
 
+def test_distances_of_half_precision_are_not_rounded():
+    inputs, _, _, beyond = data()
+    inputs, beyond = inputs.bfloat16(), beyond.bfloat16()
+    targets = (inputs @ NORMAL.bfloat16() < 0).long()
+    expected = (beyond.double() - inputs.double()).norm(dim=1).sort().values
+    model = linear(MODEL.weight.detach().bfloat16())
+    found = adversarial_distances(model, inputs, targets, beyond)
+    assert len(found.distances) > 30
+    for distance in found.distances:
+        assert (expected - distance).abs().min() < 1e-6
+    rho = deepfool_robustness(model, inputs, beyond).rho
+    changed = model(inputs).argmax(1) != model(beyond).argmax(1)
+    ratios = (beyond.double() - inputs.double()).norm(dim=1) / inputs.double().norm(dim=1)
+    assert rho == pytest.approx(ratios[changed].mean().item(), rel=1e-6)
+
+
 def test_misclassified_samples_have_no_distance_and_standing_ones_an_infinite_one():
     inputs, targets, distances, beyond = data()
     targets[:10] = 1 - targets[:10]

@@ -74,42 +74,45 @@ def test_where_nothing_breaks_the_draw_of_highest_loss_is_returned():
     assert len(set(losses.argmax(0).tolist())) > 1
 
 
-def test_the_first_draw_that_breaks_a_sample_is_returned_and_the_last_it_is_seen():
-    inputs, _ = batch()
-    model = Counting().eval()
-    model.linear.weight.data.mul_(3)
-    targets = predictions(model, inputs)
-    model.seen.clear()
-    found = lrc(model, inputs, targets, 0.3, draws=20)
-    sizes = [len(given) for given in model.seen]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 40
-    assert len(set(sizes)) > 2
-    assert sum(sizes) < 20 * 40
-    # Each sample's draw was among the inputs of some pass.
-    seen = torch.cat(model.seen).flatten(1)
-    assert ((found.flatten(1)[:, None] == seen).all(2)).any(1).all()
-
-
-def test_what_breaks_a_sample_counts_whatever_its_loss():
+def test_passes_are_full_and_the_first_draw_that_breaks_a_sample_is_returned():
     inputs, _ = batch()
     model = classifier(0.3)  # of so little confidence that a right answer may have the higher loss
     targets = predictions(model, inputs)
+    seen = []
+    hook = model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     found = lrc(model, inputs, targets, 0.3, draws=20)
-    sizes = []
-    model.register_forward_hook(lambda module, given, outputs: sizes.append(len(outputs)))
-    lrc(model, inputs, targets, 0.3, draws=21)
+    hook.remove()
+    sizes = [len(given) for given in seen[1:]]  # the first pass is the clean one
+    assert all(size == 40 for size in sizes[:-1])
+    assert 40 < sum(sizes) < 20 * 40
     right = predictions(model, found) == targets
     assert 0 < right.sum() < 30
-    assert right.sum() == sizes[20]
+    draws = torch.cat(seen[1:])
+    place = (found.flatten(1)[:, None] == draws.flatten(1)).all(2).int().argmax(1)
+    assert torch.equal(found, draws[place])
+    queue = torch.arange(40).repeat(20)
+    before = []
+    for pass_ in seen[1:]:
+        before.append(queue[: len(pass_)])
+        broken = predictions(model, pass_) != targets[before[-1]]
+        queue = queue[len(pass_) :]
+        queue = queue[~torch.isin(queue, before[-1][broken])]
+    owner = torch.cat(before)
+    wrong = predictions(model, draws) != targets[owner]
+    for sample in range(40):
+        own = (owner == sample).nonzero().flatten()
+        if right[sample]:
+            assert len(own) == 20
+            assert not wrong[own].any()
+        else:
+            assert place[sample] == own[wrong[own]][0]
 
 
-def test_wrong_samples_are_broken_at_once():
+def test_wrong_samples_are_left_as_they_are():
     inputs, _ = batch()
     model = classifier()
     targets = (predictions(model, inputs) + 1) % 3
-    found = lrc(model, inputs, targets, 1e-4, draws=5)
-    torch.testing.assert_close(found, first_draws(inputs, 1e-4, 4.0, 1)[0], rtol=0, atol=0)
+    assert torch.equal(lrc(model, inputs, targets, 0.3, draws=5), inputs)
 
 
 def test_noise_has_its_strength_its_length_and_stays_in_range():

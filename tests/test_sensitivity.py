@@ -6,7 +6,7 @@ from networks import linear, pixels
 from torch import nn
 from torch.nn import functional as F
 
-from robustkern.evaluation import gradient_norms, gradient_statistics
+from robustkern.evaluation import Detector, gradient_norms, gradient_statistics
 
 WEIGHT = 3 * pixels(4, 6, seed=1) - 1
 
@@ -76,3 +76,31 @@ def test_low_precision_norms_are_taken_in_float32():
 def test_gradient_norms_name_another_p():
     with pytest.raises(ValueError, match=r"^gradient_norms: p must be 1, 2 or inf, got 3$"):
         gradient_norms(linear(WEIGHT), pixels(4, 6), p=3)
+
+
+def test_gradients_that_are_not_finite_are_named():
+    class Root(nn.Module):
+        def forward(self, inputs):
+            return inputs.sqrt()
+
+    inputs = torch.tensor([[0.25, 0.5], [0.0, 0.5]])
+    message = "model must have finite input gradients, got infinite ones or NaN"
+    with pytest.raises(ValueError, match=f"^gradient_norms: {message}$"):
+        gradient_norms(Root(), inputs)
+    with pytest.raises(ValueError, match=f"^Detector.fit: {message}$"):
+        Detector.fit(Root(), inputs, 0.5)
+
+
+def test_inputs_take_the_type_of_a_parameter_that_is_no_integer():
+    class Indexed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.order = nn.Parameter(torch.arange(6).flip(0), requires_grad=False)
+            self.linear = linear(WEIGHT)
+
+        def forward(self, inputs):
+            return self.linear(inputs[:, self.order])
+
+    inputs = pixels(5, 6)
+    found = gradient_norms(Indexed(), inputs.float())
+    torch.testing.assert_close(found, gradient_norms(linear(WEIGHT), inputs.float().flip(1)))

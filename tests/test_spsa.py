@@ -87,3 +87,25 @@ def test_it_breaks_a_network_that_hides_its_gradients():
     white_box = model(pgd(model, inputs, targets, 0.3)).argmax(1) != targets
     assert white_box.any()
     assert broken.sum() >= white_box.sum()
+
+
+class Coarse(nn.Module):
+    """Logits of half a unit, of which two often tie."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return (2 * self.model(inputs)).round() / 2
+
+
+def test_a_sample_whose_logits_tie_is_attacked_on():
+    model, inputs, _ = network()
+    model[3].bias.data[0] += 0.3
+    coarse = Coarse(model)
+    targets = torch.zeros(6, dtype=torch.int64)
+    outputs = coarse(inputs)
+    assert ((_margin(outputs, targets) == 0) & (outputs.argmax(1) == 0)).any()
+    found = coarse(spsa(coarse, inputs, targets, 0.5, delta=0.2, step_size=0.1))
+    assert (found.argmax(1) != 0).sum() >= 5

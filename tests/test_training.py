@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import robustkern
 from robustkern import functional
 from robustkern.evaluation import accuracy, deepfool_source, fgsm_source, pgd, pgd_source
-from robustkern.training import Dataset, Options, Trainer, evaluate, load, train
+from robustkern.training import Dataset, Options, Trainer, load, train
 from robustkern.training.checkpoint import load_checkpoint
 from robustkern.training.models import Normalize, ResNet, pixel_statistics
 from robustkern.training.penalty import ScheduledPenalty
@@ -402,22 +402,14 @@ def test_a_crash_while_writing_leaves_the_last_epoch(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("dropout_factory")
-def test_log_and_evaluation(tmp_path):
-    path = train(options(tmp_path / "run", epochs=2))
+def test_log(tmp_path):
+    train(options(tmp_path / "run", epochs=2))
     log = json.loads((tmp_path / "run" / "log.json").read_text())
     assert [record["epoch"] for record in log["epochs"]] == [1, 2]
     measured = {"loss", "penalty", "clean_accuracy", "forward_passes", "backward_passes"}
     assert set(log["epochs"][0]) == {"epoch", "seconds", *measured}
     assert log["versions"]["robustkern"] == robustkern.__version__
     assert log["options"]["penalties"] == ALL
-    output = tmp_path / "results" / "accuracy.json"
-    result = evaluate(path, eps=[0.05, 0.2], steps=3, test_size=40, output=output, device="cpu")
-    assert result.clean == log["epochs"][-1]["clean_accuracy"]
-    assert result.pgd[1] <= result.pgd[0] <= result.clean
-    written = json.loads(output.read_text())
-    assert written["pgd"] == list(result.pgd)
-    assert (written["data"], written["test_images"], written["pgd_steps"]) == ("digits", 40, 3)
-    assert evaluate(path, test_size=5, steps=1).eps == (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(tmp_path):
@@ -498,20 +490,6 @@ def test_bad_runs_are_named(tmp_path):
     message = "find_device: device nonsense must be usable here, got: "
     with pytest.raises(ValueError, match=f"^{re.escape(message)}.+"):
         find_device("nonsense")
-
-
-def test_evaluation_of_other_images_is_refused(tmp_path, small):
-    path = train(Options(train_size=64, test_size=20, epochs=1, output=str(tmp_path / "run")))
-    import numpy as np
-
-    x, y = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 10
-    np.savez(tmp_path / "colour.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    message = (
-        "evaluate: data colour must fit the checkpoint's network, made for images of shape "
-        "(1, 8, 8) and 10 classes, got (3, 8, 8) and 10"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        evaluate(path, data=str(tmp_path / "colour.npz"))
 
 
 def test_a_missing_tqdm_names_its_extra(monkeypatch, tmp_path):

@@ -86,7 +86,7 @@ BAD = {
     "eps": (ValueError, "eps must be finite and not negative, got -0.1"),
     "p": (ValueError, "p must be 1, 2 or inf, got 3"),
     "epochs": (ValueError, "epochs and batch_size must be at least 1, got 0 and 128"),
-    "step_size": (ValueError, "step_size must be positive, got 0.0"),
+    "step_size": (ValueError, "step_size must be positive and finite, got 0.0"),
     "labels": (
         ValueError,
         "targets must lie in [0, 2), the model's classes, got values from 2 to 2",

@@ -323,7 +323,11 @@ class CovarianceFunction(RunningAverage):
         pairs = (n + 1) // 2  # real and imaginary parts are draws of their own
         shape = (pairs, self.channels, *factor.shape[-2:], 2)
         white = torch.randn(shape, generator=generator, **options).to(factor.device)
-        colored = torch.einsum("cdyx,ndyx->ncyx", factor, torch.view_as_complex(white))
+        # Channel by channel: `einsum` would multiply a small matrix for every frequency.
+        sources = torch.view_as_complex(white).unsqueeze(1).unbind(2)
+        colored = factor[:, 0] * sources[0]
+        for channel in range(1, self.channels):
+            colored += factor[:, channel] * sources[channel]
         noise = torch.fft.fft2(colored, norm="ortho")[..., : self.height, : self.width]
         return torch.cat([noise.real, noise.imag])[:n].contiguous()
 
@@ -341,7 +345,7 @@ class CovarianceFunction(RunningAverage):
             eigenvalues, vectors = torch.linalg.eigh(displacements.spectrum(values.double()))
             if eigenvalues.min() >= -_ROUNDING * eigenvalues.abs().max():
                 roots: Tensor = vectors * eigenvalues.clamp(min=0).sqrt().unsqueeze(-2)
-                return roots.movedim((0, 1), (2, 3)).to(torch.complex64)
+                return roots.movedim((0, 1), (2, 3)).to(torch.complex64).contiguous()
         if self.dim <= _CHOLESKY_LIMIT:
             sigma = self.dense().double()
             sigma = (sigma + sigma.T) / 2

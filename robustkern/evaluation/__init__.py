@@ -4,7 +4,8 @@ Inputs are pixels scaled to [0, 1]; a network normalizes them itself. An attack 
 called as `attack(model, inputs, targets, eps)`, one that looks for the nearest adversarial input as
 `attack(model, inputs, targets)`. Both give adversarial inputs, and leave the network as they found
 it: modes, `requires_grad`, `.grad` and the random state. What is misclassified already only `fgsm`,
-`ifgsm`, `pgd` and `lrc` move any further.
+`ifgsm` and `pgd` move any further. They compute in float32 or better; a network of half precision
+sees, and gives back, inputs of its own precision, which are in the ball too.
 
 `fgsm`, `ifgsm`, `pgd`, `apgd` and `fab` follow gradients: a network that hides its gradients can
 pass them and still be fragile. So a claim of robustness also needs attacks that ask for none:
@@ -13,7 +14,7 @@ give SGR the perturbations of an attack to learn from.
 
 Any attack can be measured, `attack(model, inputs, targets)` being all that is asked of it: let
 `adversarial_inputs` attack a data set once, and give what it returns to the measures. `Detector`
-tells adversarial inputs by their gradient norm.
+tells adversarial inputs by their gradient norm. `evaluate_networks` takes all measures at once.
 """
 
 from robustkern.evaluation.accuracy import RobustAccuracy, accuracy, robust_accuracy
@@ -66,6 +67,7 @@ from robustkern.evaluation.sensitivity import (
 )
 from robustkern.evaluation.spsa import spsa
 from robustkern.evaluation.subspace import subspace_deepfool
+from robustkern.evaluation.suite import evaluate_networks
 from robustkern.evaluation.transfer import TransferMatrix, transfer_matrix
 from robustkern.evaluation.universal import universal
 from robustkern.evaluation.verdict import NetworkVerdict, verdict
@@ -101,6 +103,7 @@ __all__ = [
     "deepfool_robustness",
     "deepfool_source",
     "detection_table",
+    "evaluate_networks",
     "evaluating",
     "evasive_carlini_wagner",
     "fab",

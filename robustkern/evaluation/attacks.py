@@ -9,13 +9,13 @@ These attack every sample of the batch, the misclassified too, as adversarial tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkern.evaluation.balls import draw, project, steepest
+from robustkern.evaluation.balls import draw, precise, project, rounded, steepest
 from robustkern.gradients.modes import evaluating
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -44,8 +44,8 @@ def fgsm(
 
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], `targets` of another length, or a negative or
-            non-finite `eps`.
+        ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or
+            non-finite `eps`, or a model without a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -57,7 +57,10 @@ def fgsm(
     _check("fgsm", model, inputs, targets, eps)
     inputs = inputs.detach()
     with evaluating(model):
-        return _ascend("fgsm", model, inputs, inputs, targets, eps, eps, math.inf, loss_fn)
+        moved = _ascend(
+            "fgsm", model, inputs, precise(inputs), targets, eps, eps, math.inf, loss_fn
+        )
+    return rounded(moved, inputs, eps, math.inf)
 
 
 def ifgsm(
@@ -89,7 +92,8 @@ def ifgsm(
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
-            `eps`, a `step_size` that is not positive and finite, or `steps` below 1.
+            `eps`, a `step_size` that is not positive and finite, `steps` below 1, or a model
+            without a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -100,13 +104,14 @@ def ifgsm(
     """
     _check("ifgsm", model, inputs, targets, eps)
     length = _step_size("ifgsm", steps, step_size, eps)
-    adversarial = inputs = inputs.detach()
+    inputs = inputs.detach()
+    adversarial = precise(inputs)
     with evaluating(model):
         for _ in range(steps):
             adversarial = _ascend(
                 "ifgsm", model, inputs, adversarial, targets, eps, length, math.inf, loss_fn
             )
-    return adversarial
+    return rounded(adversarial, inputs, eps, math.inf)
 
 
 def pgd(
@@ -153,7 +158,8 @@ def pgd(
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], `targets` of another length, a negative or non-finite
             `eps`, another `p`, a `step_size` that is not positive and finite, `steps` or `restarts`
-            below 1, or `restarts` above 1 without a random start.
+            below 1, `restarts` above 1 without a random start, or a model
+            without a gradient.
 
     Example:
         >>> model = nn.Linear(1, 2)
@@ -174,14 +180,14 @@ def pgd(
         generator = torch.Generator(inputs.device).manual_seed(0)
 
     def run(inputs: Tensor, targets: Tensor) -> Tensor:
-        adversarial = inputs.clone()
+        adversarial = precise(inputs)
         if random_start:
-            adversarial = (inputs + draw(inputs, eps, p, generator)).clamp(0, 1)
+            adversarial = (adversarial + draw(adversarial, eps, p, generator)).clamp(0, 1)
         for _ in range(steps):
             adversarial = _ascend(
                 "pgd", model, inputs, adversarial, targets, eps, length, p, loss_fn
             )
-        return adversarial
+        return rounded(adversarial, inputs, eps, p)
 
     inputs = inputs.detach()
     with evaluating(model), torch.inference_mode(False):
@@ -207,13 +213,18 @@ def _ascend(
     if inputs.numel() == 0:
         return adversarial.clone()
     with torch.inference_mode(False), torch.enable_grad():
-        point = adversarial.clone().requires_grad_()
+        point = rounded(adversarial, inputs, eps, p).clone().requires_grad_()
         outputs = model(point)
         if not isinstance(outputs, Tensor):
             raise TypeError(f"{name}: model must return a tensor, got {type(outputs).__name__}")
         # The batch mean would shrink each gradient by N: undone, so that it does not underflow.
         loss = loss_fn(outputs, targets.clone()) * len(inputs)
-        (gradient,) = torch.autograd.grad(loss, point)
+        found = (
+            torch.autograd.grad(loss, point, allow_unused=True) if loss.requires_grad else [None]
+        )
+    if found[0] is None:
+        raise ValueError(f"{name}: model must be differentiable, got outputs without a gradient")
+    gradient = precise(found[0])
     if p == 1:  # the few elements that move are not to be those that cannot
         stuck = ((adversarial <= 0) & (gradient < 0)) | ((adversarial >= 1) & (gradient > 0))
         gradient = gradient.masked_fill(stuck, 0)
@@ -222,35 +233,47 @@ def _ascend(
 
 
 def _step_size(name: str, steps: int, given: float | None, way: float) -> float:
-    if steps < 1:
-        raise ValueError(f"{name}: steps must be at least 1, got {steps}")
-    if given is not None and not 0 < given < math.inf:
-        raise ValueError(f"{name}: step_size must be positive and finite, got {given}")
+    _check_counts(name, steps=steps)
+    if given is not None:
+        _check_positive(name, step_size=given)
     return way / steps if given is None else given
 
 
 def _standing(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Indices of the samples that are classified right; names bad outputs and labels."""
     with torch.no_grad():
-        outputs = model(inputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"{name}: model must return a tensor, got {type(outputs).__name__}")
-    if outputs.dim() != 2 or len(outputs) != len(inputs):
-        raise ValueError(
-            f"{name}: model must return (N, classes) with N = {len(inputs)}, "
-            f"got {tuple(outputs.shape)}"
-        )
+        outputs = logits(name, model, inputs)
     if targets.dtype != torch.int64 or targets.dim() != 1:
         raise ValueError(
             f"{name}: targets must be (N,) int64, got {tuple(targets.shape)} {targets.dtype}"
         )
-    low, high = (bound.item() for bound in targets.aminmax())
+    check_labels(name, targets, outputs)
+    return (outputs.argmax(1) == targets).nonzero().squeeze(1)
+
+
+def logits(caller: str, model: nn.Module, inputs: Tensor) -> Tensor:
+    """The model's outputs for a batch, checked: (N, classes), float32 or better."""
+    outputs = model(inputs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"{caller}: model must return a tensor, got {type(outputs).__name__}")
+    if outputs.dim() != 2 or len(outputs) != len(inputs) or outputs.shape[1] < 2:
+        raise ValueError(
+            f"{caller}: model must return (N, classes) of at least two classes, "
+            f"got {tuple(outputs.shape)} for {tuple(inputs.shape)}"
+        )
+    if not outputs.isfinite().all():
+        raise ValueError(f"{caller}: model must return finite outputs, got infinite ones or NaN")
+    return precise(outputs)
+
+
+def check_labels(caller: str, labels: Tensor, outputs: Tensor) -> None:
+    """Refuse labels that the model has no output for."""
+    low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= outputs.shape[1]:
         raise ValueError(
-            f"{name}: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
+            f"{caller}: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
             f"got values from {low} to {high}"
         )
-    return (outputs.argmax(1) == targets).nonzero().squeeze(1)
 
 
 def _attack_standing(
@@ -281,6 +304,25 @@ def _margin(outputs: Tensor, labels: Tensor) -> Tensor:
     return label[:, 0] - others.amax(1)
 
 
+def _check_positive(name: str, **given: float) -> None:
+    if not all(0 < value < math.inf for value in given.values()):
+        raise ValueError(
+            f"{name}: {_listed(given)} must be positive and finite, got {_listed(given.values())}"
+        )
+
+
+def _check_counts(name: str, **given: int) -> None:
+    if min(given.values()) < 1:
+        raise ValueError(
+            f"{name}: {_listed(given)} must be at least 1, got {_listed(given.values())}"
+        )
+
+
+def _listed(items: Iterable[object]) -> str:
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def _check_norm(name: str, p: float) -> None:
     if p not in (1, 2, math.inf):
         raise ValueError(f"{name}: p must be 1, 2 or inf, got {p}")
@@ -292,6 +334,8 @@ def _check(name: str, model: nn.Module, inputs: Tensor, targets: Tensor, eps: fl
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         came = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"{name}: inputs must be a floating-point tensor, got {came}")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"{name}: targets must be a tensor, got {type(targets).__name__}")
     if inputs.dim() < 1 or targets.dim() < 1 or len(inputs) != len(targets):
         raise ValueError(
             f"{name}: targets must have inputs' length, "

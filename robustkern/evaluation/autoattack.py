@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _attack_standing, _check_norm
-from robustkern.evaluation.balls import project
+from robustkern.evaluation.attacks import _attack_standing, _check_counts, _check_norm
+from robustkern.evaluation.balls import project, rounded
 from robustkern.evaluation.minimal import _broken, _frozen, _library, _seeded, _where
 
 Predict = Callable[[Tensor], Tensor]
@@ -102,10 +102,9 @@ def fab(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: pyautoattack is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, a
-            negative or non-finite `eps`, another `p`, or `steps` or `restarts` below 1.
+        ImportError: as `apgd` raises it.
+        TypeError: as `apgd` raises it.
+        ValueError: as `apgd` raises it.
     """
     _check_counts("fab", steps=steps, restarts=restarts)
 
@@ -146,11 +145,10 @@ def square(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: pyautoattack is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], or no images, of 5 pixels or more each way where `p` is
-            1 or 2, targets or outputs that are no labels and classes, a negative or non-finite
-            `eps`, another `p`, or `queries` or `restarts` below 1.
+        ImportError: as `apgd` raises it.
+        TypeError: as `apgd` raises it.
+        ValueError: as `apgd` raises it, or for `inputs` that are no images, of 5 pixels or more
+            each way where `p` is 1 or 2, or `queries` below 1.
     """
     _check_counts("square", queries=queries, restarts=restarts)
     _check_images("square", inputs, p)
@@ -191,11 +189,9 @@ def autoattack(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: pyautoattack is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], or no images, of 5 pixels or more each way where `p` is
-            1 or 2, targets or outputs that are no labels and classes, fewer than four classes, a
-            negative or non-finite `eps`, or another `p` or `version`.
+        ImportError: as `apgd` raises it.
+        TypeError: as `apgd` raises it.
+        ValueError: as `square` raises it, or for fewer than four classes or another `version`.
     """
     if version not in ("standard", "plus", "rand"):
         raise ValueError(
@@ -248,17 +244,11 @@ def _within(
         # FAB differentiates by `backward`, which would fill the parameters' `.grad`.
         with _frozen(model), _seeded(generator) as seed:
             perturb = build(predict, classes, norm=norm, eps=eps, seed=seed, device=x.device)
-            found = perturb(x.float().contiguous(), labels).to(x.dtype) if eps > 0 else x
-        found = project(found, x, eps, p).clamp(0, 1)
+            found = perturb(x.float().contiguous(), labels) if eps > 0 else x
+        found = rounded(project(found, x, eps, p).clamp(0, 1), x, eps, p)
         return _where(_broken(model, found, labels), found, x)
 
     return _attack_standing(name, model, inputs, targets, attack, eps=eps)
-
-
-def _check_counts(name: str, **counts: int) -> None:
-    if min(counts.values()) < 1:
-        names, values = " and ".join(counts), " and ".join(map(str, counts.values()))
-        raise ValueError(f"{name}: {names} must be at least 1, got {values}")
 
 
 def _check_classes(name: str, classes: int, least: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustkern.evaluation.balls import distances
 from robustkern.evaluation.passes import (
     Advance,
     check_adversarial,
@@ -286,12 +287,12 @@ def detection_table(
         fooled = right & ~correct(caller, model, found, targets, None, batch_size, advance)
         if not fooled.any():
             return Detection(0, None, None, None)
-        distances = (found - inputs).flatten(1)[fooled].norm(dim=1)
+        lengths = distances(found[fooled], inputs[fooled], 2)
         return Detection(
             fooled=int(fooled.sum()),
             flagged=(scores[fooled] > detector.threshold).double().mean().item(),
             auc=roc_curve(clean, scores[fooled]).auc,
-            median_distance=statistics.median(distances.tolist()),
+            median_distance=statistics.median(lengths.tolist()),
         )
 
     return DetectionTable(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustkern.evaluation.balls import distances
 from robustkern.evaluation.curves import AccuracyCurve, check_eps
 from robustkern.evaluation.passes import (
     Advance,
@@ -116,9 +117,9 @@ def adversarial_distances(
         raise ValueError(f"{caller}: p must be 1, 2 or inf, got {p!r}")
     right = correct(caller, model, inputs, targets, None, batch_size, advance)
     after = correct(caller, model, adversarial, targets, None, batch_size, advance)
-    distances = torch.linalg.vector_norm((adversarial - inputs).flatten(1), p, dim=1)
+    lengths = distances(adversarial, inputs, p)
     return AdversarialDistances(
-        distances=tuple(distances[right & ~after].sort().values.tolist()),
+        distances=tuple(lengths[right & ~after].sort().values.tolist()),
         misclassified=int((~right).sum()),
         standing=int((right & after).sum()),
     )
@@ -179,7 +180,7 @@ def deepfool_robustness(
     caller = "deepfool_robustness"
     check_samples(caller, model, inputs)
     check_adversarial(caller, "adversarial", adversarial, inputs)
-    lengths = inputs.flatten(1).norm(dim=1)
+    lengths = distances(inputs, torch.zeros_like(inputs), 2)
     if not lengths.all():
         raise ValueError(
             f"{caller}: inputs must not be all zero, got {int((lengths == 0).sum())} such samples"
@@ -188,7 +189,7 @@ def deepfool_robustness(
         outputs_of(caller, model, x, batch_size, advance).argmax(1) for x in (inputs, adversarial)
     )
     changed = before != after
-    ratios = (adversarial - inputs).flatten(1).norm(dim=1) / lengths
+    ratios = distances(adversarial, inputs, 2) / lengths
     found = int(changed.sum())
     rho = ratios[changed].mean().item() if found else None
     return DeepFoolRobustness(rho=rho, changed=found, unchanged=len(inputs) - found)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import _attack_standing, _margin
+from robustkern.evaluation.attacks import _attack_standing, _check_counts, _check_positive, _margin
 from robustkern.evaluation.minimal import _where
 from robustkern.functional import gradient_norm
 
@@ -59,8 +59,8 @@ def evasive_carlini_wagner(
     Raises:
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, a
-            negative `weight` or `threshold`, `steps` or `searches` below 1, or a `step_size`,
-            `initial_const` or `shift` that is not positive.
+            negative or non-finite `weight` or `threshold`, `steps` or `searches` below 1, or a
+            `step_size`, `initial_const` or `shift` that is not positive and finite.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -69,21 +69,15 @@ def evasive_carlini_wagner(
         >>> evasive_carlini_wagner(model, inputs, targets, steps=60, searches=3).argmax(1)
         tensor([1])
     """
-    if weight < 0 or threshold < 0:
+    if not (0 <= weight < math.inf and 0 <= threshold < math.inf):
         raise ValueError(
-            "evasive_carlini_wagner: weight and threshold must not be negative, "
+            "evasive_carlini_wagner: weight and threshold must be finite and not negative, "
             f"got {weight} and {threshold}"
         )
-    if steps < 1 or searches < 1:
-        raise ValueError(
-            "evasive_carlini_wagner: steps and searches must be at least 1, "
-            f"got {steps} and {searches}"
-        )
-    if not (step_size > 0 and initial_const > 0 and shift > 0):
-        raise ValueError(
-            "evasive_carlini_wagner: step_size, initial_const and shift must be positive, "
-            f"got {step_size}, {initial_const} and {shift}"
-        )
+    _check_counts("evasive_carlini_wagner", steps=steps, searches=searches)
+    _check_positive(
+        "evasive_carlini_wagner", step_size=step_size, initial_const=initial_const, shift=shift
+    )
 
     def attack(x: Tensor, labels: Tensor) -> Tensor:
         best = x.clone()

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from robustkern.covariance import CovarianceFunction
 from robustkern.evaluation.accuracy import accuracy
-from robustkern.evaluation.attacks import _check
-from robustkern.gradients.modes import evaluating
+from robustkern.evaluation.attacks import _attack_standing, _check, _check_counts, logits
 
 
 def lrc(
@@ -31,8 +30,8 @@ def lrc(
 ) -> Tensor:
     """The worst of some draws of noise: x + eps xi, xi ~ N(0, Sigma), clipped to [0, 1].
 
-    A sample that a draw breaks is not evaluated again. So every draw costs a forward pass, of the
-    samples that have withstood the ones before.
+    A sample that a draw breaks is not evaluated again: the next draws of the others take its place,
+    so that every forward pass but the last is a full one.
 
     Args:
         model: maps inputs to (N, classes); attacked in eval mode.
@@ -48,14 +47,16 @@ def lrc(
 
     Returns:
         For each sample the first draw that is misclassified, or the one of the highest cross
-        entropy: shape, dtype and device of `inputs`, detached.
+        entropy: shape, dtype and device of `inputs`, detached. A sample that is misclassified
+        already is left as it is.
 
     Raises:
         TypeError: `model` is no module, `inputs` no floating-point tensor, or `covariance` no
             `CovarianceFunction`.
-        ValueError: `inputs` outside [0, 1] or no images of the covariance's size, `targets` of
-            another length, a negative or non-finite `eps`, a `decay_length` that is not positive,
-            `draws` below 1, or a covariance that is not positive semidefinite.
+        ValueError: `inputs` outside [0, 1] or no images of the covariance's size, targets or
+            outputs that are no labels and classes, a negative or non-finite `eps`, a `decay_length`
+            that is not positive, `draws` below 1, or a covariance that is not positive
+            semidefinite.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -66,32 +67,33 @@ def lrc(
     _check("lrc", model, inputs, targets, eps)
     if inputs.dim() != 4:
         raise ValueError(f"lrc: inputs must be (N, C, H, W), got {tuple(inputs.shape)}")
-    if draws < 1:
-        raise ValueError(f"lrc: draws must be at least 1, got {draws}")
+    _check_counts("lrc", draws=draws)
     noise = _noise(inputs, decay_length if covariance is None else covariance)
-    if generator is None:
-        generator = torch.Generator(inputs.device).manual_seed(0)
-    inputs, targets = inputs.detach(), targets.detach()
-    adversarial = inputs.clone()
-    losses = torch.full(targets.shape, -torch.inf, device=inputs.device)
-    standing = torch.arange(len(inputs), device=inputs.device)
-    with evaluating(model), torch.no_grad():
-        for _ in range(draws):
-            if not len(standing):
-                break
-            xi = noise.sample(len(standing), generator).to(inputs)
-            noisy = (inputs[standing] + eps * xi).clamp(0, 1)
-            outputs = model(noisy)
-            if not isinstance(outputs, Tensor):
-                raise TypeError(f"lrc: model must return a tensor, got {type(outputs).__name__}")
-            labels = targets[standing]
-            broken = outputs.argmax(1) != labels
-            loss = F.cross_entropy(outputs.float(), labels, reduction="none")
-            worse = broken | (loss > losses[standing])
-            adversarial[standing[worse]] = noisy[worse]
-            losses[standing[worse]] = loss[worse]
-            standing = standing[~broken]
-    return adversarial
+
+    def attack(x: Tensor, labels: Tensor) -> Tensor:
+        source = generator or torch.Generator(x.device).manual_seed(0)
+        adversarial = x.clone()
+        highest = torch.full((len(x),), -torch.inf, device=x.device)
+        queue = torch.arange(len(x), device=x.device).repeat(draws)
+        while len(queue):
+            picked, queue = queue[: len(x)], queue[len(x) :]
+            xi = noise.sample(len(picked), source).to(x.device)
+            noisy = (x[picked] + eps * xi).clamp(0, 1).to(x.dtype)
+            outputs = logits("lrc", model, noisy)
+            loss = F.cross_entropy(outputs, labels[picked], reduction="none").float()
+            loss[outputs.argmax(1) != labels[picked]] = torch.inf
+            before = highest
+            highest = before.scatter_reduce(0, picked, loss, "amax")
+            # Of a sample's draws that are equally bad, the first.
+            other = (loss <= before[picked]) | (loss < highest[picked])
+            place = torch.arange(len(picked), device=x.device).masked_fill(other, len(picked))
+            first = place.new_full((len(x),), len(picked)).scatter_reduce(0, picked, place, "amin")
+            moved = first < len(picked)
+            adversarial[moved] = noisy[first[moved]]
+            queue = queue[highest[queue].isfinite()]
+        return adversarial
+
+    return _attack_standing("lrc", model, inputs, targets, attack, eps=eps)
 
 
 def lrc_accuracy(

@@ -6,18 +6,17 @@ signs proves it, and their absence proves nothing: always report a gradient-free
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robustkern.evaluation.attacks import _margin, check_labels
 from robustkern.evaluation.passes import (
     Advance,
     Attack,
     attacked,
     check_adversarial,
     check_data,
-    check_labels,
     outputs_of,
 )
 
@@ -85,9 +84,7 @@ def masking_scatter(
     def gap(found: Tensor) -> Tensor:
         outputs = outputs_of(caller, model, found, batch_size, advance)
         check_labels(caller, targets, outputs)
-        true = targets.unsqueeze(1)
-        others = outputs.scatter(1, true, -math.inf).amax(1)
-        return outputs.gather(1, true).squeeze(1) - others
+        return _margin(outputs, targets)
 
     return MaskingScatter(gap(white_box), gap(black_box))
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _attack_standing
+from robustkern.evaluation.attacks import _attack_standing, _check_counts
+from robustkern.evaluation.balls import precise
 
 Find = Callable[[Any, Any, Tensor, Tensor], Tensor]
 
@@ -52,18 +53,11 @@ def deepfool(
         ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes,
             another `p`, `steps` below 1, or `candidates` below 2.
     """
-    if p not in (2, math.inf):
-        raise ValueError(f"deepfool: p must be 2 or inf, got {p}")
-    if steps < 1 or candidates < 2:
-        raise ValueError(
-            "deepfool: steps must be at least 1 and candidates at least 2, "
-            f"got {steps} and {candidates}"
-        )
+    _check_two_or_inf("deepfool", p)
+    _check_search("deepfool", steps, candidates)
 
     def find(foolbox: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:
-        kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
-        attack = kind(steps=steps, candidates=candidates, overshoot=overshoot)
-        found: Tensor = attack.run(attacked, x, labels)
+        found: Tensor = _search(foolbox, p, steps, candidates, overshoot).run(attacked, x, labels)
         return found
 
     return _nearest("deepfool", model, inputs, targets, find)
@@ -96,15 +90,11 @@ def carlini_wagner(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: foolbox is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, or
-            `steps` or `searches` below 1.
+        ImportError: as `deepfool` raises it.
+        TypeError: as `deepfool` raises it.
+        ValueError: as `deepfool` raises it, or for `steps` or `searches` below 1.
     """
-    if steps < 1 or searches < 1:
-        raise ValueError(
-            f"carlini_wagner: steps and searches must be at least 1, got {steps} and {searches}"
-        )
+    _check_counts("carlini_wagner", steps=steps, searches=searches)
 
     def find(foolbox: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:
         attack = foolbox.attacks.L2CarliniWagnerAttack(
@@ -144,13 +134,11 @@ def boundary(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: foolbox is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, or
-            `steps` below 1.
+        ImportError: as `deepfool` raises it.
+        TypeError: as `deepfool` raises it.
+        ValueError: as `deepfool` raises it, or for `steps` below 1.
     """
-    if steps < 1:
-        raise ValueError(f"boundary: steps must be at least 1, got {steps}")
+    _check_counts("boundary", steps=steps)
 
     def find(foolbox: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:
         attack = foolbox.attacks.BoundaryAttack(steps=steps)
@@ -187,18 +175,12 @@ def hop_skip_jump(
         Adversarial inputs of the shape, dtype and device of `inputs`, detached.
 
     Raises:
-        ImportError: foolbox is missing.
-        TypeError: `model` is no module, or `inputs` no floating-point tensor.
-        ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes,
-            another `p`, or `steps` or `evaluations` below 1.
+        ImportError: as `deepfool` raises it.
+        TypeError: as `deepfool` raises it.
+        ValueError: as `deepfool` raises it, or for `steps` or `evaluations` below 1.
     """
-    if p not in (2, math.inf):
-        raise ValueError(f"hop_skip_jump: p must be 2 or inf, got {p}")
-    if steps < 1 or evaluations < 1:
-        raise ValueError(
-            "hop_skip_jump: steps and evaluations must be at least 1, "
-            f"got {steps} and {evaluations}"
-        )
+    _check_two_or_inf("hop_skip_jump", p)
+    _check_counts("hop_skip_jump", steps=steps, evaluations=evaluations)
 
     def find(foolbox: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:
         class PerSample(foolbox.attacks.HopSkipJumpAttack):  # type: ignore[misc]
@@ -229,11 +211,10 @@ def _nearest(
     foolbox = _library(name, "foolbox")
 
     def attack(x: Tensor, labels: Tensor) -> Tensor:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
         # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
         with _frozen(model), _seeded(generator), torch.enable_grad():
             attacked = foolbox.PyTorchModel(_Cast(model, x.dtype), bounds=(0, 1), device=x.device)
-            found = find(foolbox, attacked, precise, labels).detach().clamp(0, 1).to(x.dtype)
+            found = find(foolbox, attacked, precise(x), labels).detach().clamp(0, 1).to(x.dtype)
         return _where(_broken(model, found, labels), found, x)
 
     return _attack_standing(name, model, inputs, targets, attack)
@@ -248,8 +229,7 @@ class _Cast(nn.Module):
         self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.model(inputs.to(self.dtype))
-        return outputs.to(torch.promote_types(self.dtype, torch.float32))
+        return precise(self.model(inputs.to(self.dtype)))
 
 
 def _from_noise(foolbox: Any, attack: Any, attacked: Any, x: Tensor, labels: Tensor) -> Tensor:
@@ -299,6 +279,24 @@ def _seeded(generator: torch.Generator | None) -> Iterator[int]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield seed
+
+
+def _search(foolbox: Any, p: float, steps: int, candidates: int, overshoot: float) -> Any:
+    kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
+    return kind(steps=steps, candidates=candidates, overshoot=overshoot)
+
+
+def _check_two_or_inf(name: str, p: float) -> None:
+    if p not in (2, math.inf):
+        raise ValueError(f"{name}: p must be 2 or inf, got {p}")
+
+
+def _check_search(name: str, steps: int, candidates: int) -> None:
+    if steps < 1 or candidates < 2:
+        raise ValueError(
+            f"{name}: steps must be at least 1 and candidates at least 2, "
+            f"got {steps} and {candidates}"
+        )
 
 
 def _library(name: str, module: str) -> Any:

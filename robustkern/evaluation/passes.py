@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _check
+from robustkern.evaluation.attacks import _check, check_labels, logits
 from robustkern.gradients.modes import evaluating
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -121,7 +121,7 @@ def by_batch(
     """What `measure` returns for each batch of inputs and, if there are any, targets, in a row."""
     if batch_size < 1:
         raise ValueError(f"{caller}: batch_size must be at least 1, got {batch_size}")
-    example = next(model.parameters(), inputs)
+    example = next((p for p in model.parameters() if p.is_floating_point()), inputs)
     found = []
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         for start in range(0, len(inputs), batch_size):
@@ -133,21 +133,6 @@ def by_batch(
             if advance is not None:
                 advance(len(batch[0]))
     return torch.cat(found)
-
-
-def logits(caller: str, model: nn.Module, inputs: Tensor) -> Tensor:
-    """The model's outputs for a batch, checked: (N, classes), float32 or better."""
-    outputs = model(inputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"{caller}: model must return a tensor, got {type(outputs).__name__}")
-    if outputs.dim() != 2 or len(outputs) != len(inputs) or outputs.shape[1] < 2:
-        raise ValueError(
-            f"{caller}: model must return (N, classes) of at least two classes, "
-            f"got {tuple(outputs.shape)} for {tuple(inputs.shape)}"
-        )
-    if not outputs.isfinite().all():
-        raise ValueError(f"{caller}: model must return finite outputs, got infinite ones or NaN")
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def check_data(caller: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
@@ -178,16 +163,6 @@ def check_samples(
         )
     if targets is not None and targets.dim() != 1:
         raise ValueError(f"{caller}: targets must be (N,), got {tuple(targets.shape)}")
-
-
-def check_labels(caller: str, labels: Tensor, outputs: Tensor) -> None:
-    """Refuse labels that the model has no output for."""
-    low, high = (int(bound) for bound in labels.aminmax())
-    if low < 0 or high >= outputs.shape[1]:
-        raise ValueError(
-            f"{caller}: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
-            f"got values from {low} to {high}"
-        )
 
 
 def check_adversarial(caller: str, name: str, adversarial: Tensor, inputs: Tensor) -> None:

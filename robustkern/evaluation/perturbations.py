@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkern.evaluation.attacks import _check, fgsm, pgd
-from robustkern.evaluation.minimal import _frozen, _library
+from robustkern.evaluation.minimal import (
+    _check_search,
+    _check_two_or_inf,
+    _frozen,
+    _library,
+    _search,
+)
 from robustkern.gradients.modes import evaluating
 
 Source = Callable[[Tensor, Tensor], Tensor]
@@ -126,23 +132,17 @@ def deepfool_source(
         ImportError: foolbox is missing.
         ValueError: another `p`, or `steps` below 1, or `candidates` below 2.
     """
-    if p not in (2, math.inf):
-        raise ValueError(f"deepfool_source: p must be 2 or inf, got {p}")
-    if steps < 1 or candidates < 2:
-        raise ValueError(
-            "deepfool_source: steps must be at least 1 and candidates at least 2, "
-            f"got {steps} and {candidates}"
-        )
+    _check_two_or_inf("deepfool_source", p)
+    _check_search("deepfool_source", steps, candidates)
     foolbox = _library("deepfool_source", "foolbox")
-    kind = foolbox.attacks.L2DeepFoolAttack if p == 2 else foolbox.attacks.LinfDeepFoolAttack
-    attack = kind(steps=steps, candidates=candidates, overshoot=overshoot)
+    search = _search(foolbox, p, steps, candidates, overshoot)
 
     def adversarial(inputs: Tensor, labels: Tensor) -> Tensor:
         _check("deepfool_source", model, inputs, labels, 0.0)
         # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
         with evaluating(model), _frozen(model), torch.inference_mode(False), torch.enable_grad():
             attacked = foolbox.PyTorchModel(model, bounds=(0, 1), device=inputs.device)
-            found: Tensor = attack.run(attacked, inputs.clone(), labels.clone())
+            found: Tensor = search.run(attacked, inputs.clone(), labels.clone())
         return found.detach()
 
     return _source(model, adversarial)

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkern import functional
+from robustkern.evaluation.attacks import check_labels, logits
 from robustkern.evaluation.passes import (
     Advance,
     by_batch,
     check_data,
-    check_labels,
     check_samples,
-    logits,
 )
 
 
@@ -94,7 +93,12 @@ def norms(
                 labels = outputs.detach().argmax(1)
             check_labels(caller, labels, outputs)
             loss = F.cross_entropy(outputs, labels, reduction="sum")
-        return functional.gradient_norm(_gradient(loss, batch), p)
+        found = functional.gradient_norm(_gradient(loss, batch), p)
+        if not found.isfinite().all():
+            raise ValueError(
+                f"{caller}: model must have finite input gradients, got infinite ones or NaN"
+            )
+        return found
 
     return by_batch(caller, model, norm, inputs, targets, batch_size, advance)
 

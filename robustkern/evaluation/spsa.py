@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import _attack_standing, _margin
-from robustkern.evaluation.balls import project
+from robustkern.evaluation.attacks import _attack_standing, _check_positive, _margin
+from robustkern.evaluation.balls import precise, project, rounded
+from robustkern.evaluation.minimal import _Cast
 
 
 def spsa(
@@ -54,7 +55,7 @@ def spsa(
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: `inputs` outside [0, 1], targets or outputs that are no labels and classes, a
             negative or non-finite `eps`, `steps` or `directions` below 1, `chunk` below 2, or a
-            `delta` or `step_size` that is not positive.
+            `delta` or `step_size` that is not positive and finite.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -67,26 +68,28 @@ def spsa(
             "spsa: steps and directions must be at least 1 and chunk at least 2, "
             f"got {steps}, {directions} and {chunk}"
         )
-    if not (delta > 0 and step_size > 0):
-        raise ValueError(f"spsa: delta and step_size must be positive, got {delta} and {step_size}")
+    _check_positive("spsa", delta=delta, step_size=step_size)
 
     def attack(x: Tensor, labels: Tensor) -> Tensor:
         source = generator or torch.Generator(x.device).manual_seed(0)
+        network = _Cast(model, x.dtype)
         adversarial = x.clone()
         standing = torch.arange(len(x), device=x.device)
-        point = x.clone().requires_grad_()
+        point = precise(x).clone().requires_grad_()
         adam = torch.optim.Adam([point], lr=step_size)
         for _ in range(steps):
             held = point.detach()[standing]
             slope = torch.zeros_like(point)
             slope[standing] = _slope(
-                model, held, labels[standing], directions, delta, chunk, source
+                network, held, labels[standing], directions, delta, chunk, source
             )
             point.grad = slope
             adam.step()
             point.detach().copy_(project(point.detach(), x, eps, torch.inf).clamp(0, 1))
-            adversarial[standing] = point.detach()[standing]
-            standing = standing[_margin(model(adversarial[standing]), labels[standing]) > 0]
+            adversarial[standing] = rounded(point.detach(), x, eps, torch.inf)[standing]
+            # Of two logits that tie, as coarse ones do, the first is the prediction.
+            right = model(adversarial[standing]).argmax(1) == labels[standing]
+            standing = standing[right]
             if not len(standing):
                 break
         return adversarial

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from robustkern.evaluation.attacks import _attack_standing, _check
-from robustkern.evaluation.minimal import _broken, _frozen, _library, _where
+from robustkern.evaluation.balls import precise
+from robustkern.evaluation.minimal import (
+    _broken,
+    _Cast,
+    _check_search,
+    _frozen,
+    _library,
+    _search,
+    _where,
+)
 
 
 def subspace_deepfool(
@@ -51,11 +60,7 @@ def subspace_deepfool(
             `dim` that is not from 1 to an input's number of elements, `steps` below 1, or
             `candidates` below 2.
     """
-    if steps < 1 or candidates < 2:
-        raise ValueError(
-            "subspace_deepfool: steps must be at least 1 and candidates at least 2, "
-            f"got {steps} and {candidates}"
-        )
+    _check_search("subspace_deepfool", steps, candidates)
     _check("subspace_deepfool", model, inputs, targets, 0.0)
     size = math.prod(inputs.shape[1:])
     if not 1 <= dim <= size:
@@ -65,18 +70,18 @@ def subspace_deepfool(
     def attack(x: Tensor, labels: Tensor) -> Tensor:
         source = generator or torch.Generator(x.device).manual_seed(0)
         vectors = torch.randn(size, dim, generator=source, device=x.device, dtype=torch.float64)
-        basis = torch.linalg.qr(vectors).Q.to(x.dtype)
-        within = _Within(model, x, basis)
-        search = foolbox.attacks.L2DeepFoolAttack(
-            steps=steps, candidates=candidates, overshoot=overshoot
-        )
+        center = precise(x)
+        within = _Within(_Cast(model, x.dtype), center, torch.linalg.qr(vectors).Q.to(center))
         # foolbox differentiates by `backward`, which would fill the parameters' `.grad`.
         with _frozen(model), torch.enable_grad():
             attacked = foolbox.PyTorchModel(
                 within, bounds=(-(size**0.5), size**0.5), device=x.device
             )
-            place: Any = search.run(attacked, x.new_zeros(len(x), dim), labels)
-        found = within.points(place.detach())
+            start = center.new_zeros(len(x), dim)
+            place: Any = _search(foolbox, 2, steps, candidates, overshoot).run(
+                attacked, start, labels
+            )
+        found = within.points(place.detach()).to(x.dtype)
         return _where(_broken(model, found, labels), found, x)
 
     return _attack_standing("subspace_deepfool", model, inputs, targets, attack)

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import _check, _check_norm, _standing
-from robustkern.evaluation.balls import project, steepest
+from robustkern.evaluation.attacks import (
+    _check,
+    _check_counts,
+    _check_norm,
+    _check_positive,
+    _standing,
+)
+from robustkern.evaluation.balls import precise, project, rounded, steepest
 from robustkern.gradients.modes import evaluating
 
 
@@ -53,7 +59,7 @@ def universal(
         TypeError: `model` is no module, or `inputs` no floating-point tensor.
         ValueError: no samples, `inputs` outside [0, 1], targets or outputs that are no labels and
             classes, a negative or non-finite `eps`, another `p`, `epochs` or `batch_size` below 1,
-            or a `step_size` that is not positive.
+            or a `step_size` that is not positive and finite.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -68,30 +74,27 @@ def universal(
         raise ValueError(
             f"universal: inputs must hold at least one sample, got shape {tuple(inputs.shape)}"
         )
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(
-            f"universal: epochs and batch_size must be at least 1, got {epochs} and {batch_size}"
-        )
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"universal: step_size must be positive, got {step_size}")
+    _check_counts("universal", epochs=epochs, batch_size=batch_size)
+    if step_size is not None:
+        _check_positive("universal", step_size=step_size)
     length = eps / 5 if step_size is None else step_size
     if generator is None:
         generator = torch.Generator(inputs.device).manual_seed(0)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         inputs, targets = inputs.detach().clone(), targets.detach().clone()
-        center = torch.zeros_like(inputs[:1])
+        center = torch.zeros_like(precise(inputs[:1]))
         shared = center
         for _ in range(epochs):
             order = torch.randperm(len(inputs), generator=generator, device=inputs.device)
             for picked in torch.split(order, batch_size):
-                moved = (inputs[picked] + shared).clamp(0, 1)
+                moved = (inputs[picked] + shared).clamp(0, 1).to(inputs.dtype)
                 standing = _standing("universal", model, moved, targets[picked])
                 if len(standing):
                     gradient = _gradient(model, moved[standing], targets[picked][standing])
                     shared = project(shared + length * steepest(gradient, p), center, eps, p)
                 if advance is not None:
                     advance(len(picked))
-    return shared[0]
+        return rounded(shared, torch.zeros_like(inputs[:1]), eps, p)[0]
 
 
 def _gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -100,4 +103,4 @@ def _gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs.requires_grad_()
         loss = F.cross_entropy(model(inputs), targets, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, inputs)
-    return gradient.sum(0, keepdim=True)
+    return precise(gradient).sum(0, keepdim=True)

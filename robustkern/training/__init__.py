@@ -2,6 +2,7 @@
 
 from robustkern.training.curvature import Curvature, CurvatureMonitor
 from robustkern.training.data import Dataset, load
+from robustkern.training.evaluation import evaluate
 from robustkern.training.models import (
     Normalize,
     PerImageStandardization,
@@ -11,7 +12,7 @@ from robustkern.training.models import (
     build,
     cnn,
 )
-from robustkern.training.session import Options, evaluate, train
+from robustkern.training.session import Options, train
 from robustkern.training.trainer import Record, Trainer
 
 __all__ = [

@@ -15,12 +15,14 @@ from robustkern.evaluation.verdict import percent as percent
 from robustkern.training.extras import require
 
 
-def progress_bar(total: int, description: str) -> Any:
+def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "image") -> Any:
     """Start a tqdm bar on stderr: a terminal sees it move, a log gets a line every 10 s.
 
     Args:
-        total: number of samples to come.
+        total: number of samples, or of what `unit` names.
         description: stands before the bar.
+        initial: how many of them are done.
+        unit: what is counted.
 
     Returns:
         The bar, a context manager with `update(samples)`.
@@ -30,7 +32,14 @@ def progress_bar(total: int, description: str) -> Any:
     """
     interval = 0.2 if sys.stderr.isatty() else 10
     tqdm = require("tqdm", "train").tqdm
-    return tqdm(total=total, desc=description, leave=False, unit="image", mininterval=interval)
+    return tqdm(
+        total=total,
+        desc=description,
+        initial=initial,
+        leave=False,
+        unit=unit,
+        mininterval=interval,
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

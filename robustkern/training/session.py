@@ -1,4 +1,4 @@
-"""A training run, from options to checkpoint and log, and its evaluation."""
+"""A training run, from options to checkpoint and log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustkern.evaluation import RobustAccuracy, robust_accuracy
 from robustkern.training.adversarial import adversarial_training
 from robustkern.training.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from robustkern.training.curvature import CurvatureMonitor
@@ -21,7 +20,7 @@ from robustkern.training.data import Dataset, load
 from robustkern.training.files import output_folder, write_json
 from robustkern.training.models import build, pixel_statistics
 from robustkern.training.penalty import ScheduledPenalty
-from robustkern.training.report import percent, progress_bar, table, versions
+from robustkern.training.report import percent, progress_bar, versions
 from robustkern.training.schedules import Schedule
 from robustkern.training.trainer import Trainer
 
@@ -169,90 +168,6 @@ def train(options: Options, *, resume: bool = False, seconds: float = math.inf) 
     return path
 
 
-def evaluate(
-    checkpoint: str | Path,
-    *,
-    eps: Sequence[float] | None = None,
-    data: str | None = None,
-    data_folder: str | Path = "data",
-    test_size: int | None = None,
-    steps: int = 20,
-    batch_size: int = 256,
-    seed: int = 0,
-    device: str = "auto",
-    output: str | Path | None = None,
-) -> RobustAccuracy:
-    """Measure a checkpoint's accuracy on test images: clean, under FGSM and under PGD.
-
-    Args:
-        checkpoint: a file that `train` wrote.
-        eps: L-infinity radii, in input units (pixels scaled to [0, 1]); None for `usual_eps`.
-        data: name or path of the data set; the one trained on when None.
-        data_folder: where torchvision keeps its files.
-        test_size: use the first so many test images; all when None.
-        steps: of PGD.
-        batch_size: samples per pass.
-        seed: of PGD's random starts.
-        device: where to compute.
-        output: JSON file to write the accuracies to.
-
-    Returns:
-        The accuracies, in the order of `eps`.
-
-    Raises:
-        OSError: the folder of `output` cannot be written to.
-        ValueError: a damaged checkpoint, or images that its network does not take.
-    """
-    if output is not None:
-        output_folder(Path(output).parent, "evaluate")
-    saved = load_checkpoint(checkpoint)
-    model = restore_model(saved).to(find_device(device))
-    name = saved["options"]["data"] if data is None else data
-    images = load(name, data_folder).first(test=test_size)
-    check_fits("evaluate", saved["model"], images)
-    if eps is None:
-        eps = usual_eps(images)
-    with progress_bar(len(images.x_test) * (1 + 2 * len(eps)), "evaluate") as bar:
-        result = robust_accuracy(
-            model,
-            images.x_test,
-            images.y_test,
-            eps,
-            steps=steps,
-            seed=seed,
-            batch_size=batch_size,
-            advance=bar.update,
-        )
-    if output is not None:
-        content = {
-            "checkpoint": str(checkpoint),
-            "data": name,
-            "test_images": len(images.x_test),
-            "pgd_steps": steps,
-            "seed": seed,
-            **dataclasses.asdict(result),
-            "versions": versions(),
-        }
-        write_json(output, content)
-    return result
-
-
-def accuracy_table(result: RobustAccuracy, steps: int) -> str:
-    """Lay out what `evaluate` found, a row per eps, the clean accuracy first.
-
-    Args:
-        result: the accuracies.
-        steps: of PGD, for the title.
-
-    Returns:
-        The table.
-    """
-    clean = percent(result.clean)
-    attacked = zip(result.eps, result.fgsm, result.pgd, strict=True)
-    rows = [[f"{eps:g}", percent(fgsm), percent(pgd)] for eps, fgsm, pgd in attacked]
-    return table(["eps", "FGSM", f"PGD-{steps}"], [["clean", clean, clean], *rows])
-
-
 def usual_eps(data: Dataset) -> tuple[float, ...]:
     """Radii, in input units, at which images like these are usually attacked.
 
@@ -263,6 +178,18 @@ def usual_eps(data: Dataset) -> tuple[float, ...]:
         0.05 to 0.3 for gray images, 1/255 to 8/255 for colour.
     """
     return _EPS_GRAY if data.shape[0] == 1 else _EPS_COLOUR
+
+
+def usual_radius(data: Dataset) -> float:
+    """The one at which such images are compared: 0.1 for gray images, 8/255 for colour.
+
+    Args:
+        data: gray images, one channel, or colour images.
+
+    Returns:
+        A radius among `usual_eps`.
+    """
+    return 0.1 if data.shape[0] == 1 else 8 / 255
 
 
 def find_device(name: str) -> torch.device:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from robustkern import gradients
 from robustkern.evaluation import accuracy
+from robustkern.evaluation.counting import counted
 from robustkern.training.adversarial import Augmentation, divergence
 from robustkern.training.data import Dataset
-from robustkern.training.passes import counted
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.schedules import Schedule
 

@@ -93,7 +93,7 @@ def test_a_report_that_cannot_be_written_leaves_the_partial_results(
 
 def test_damaged_partial_results_are_named(tmp_path, checkpoints):
     (tmp_path / "partial.json").write_text("{")
-    message = f"evaluate: {tmp_path / 'partial.json'} must hold partial results, got "
+    message = f"{tmp_path / 'partial.json'} must hold results of an evaluation, got "
     with pytest.raises(ValueError, match=f"^{re.escape(message)}.*remove it, or choose another"):
         evaluate(checkpoints, output=tmp_path)
 

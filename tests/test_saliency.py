@@ -85,5 +85,7 @@ def test_perturbed_images_need_the_same_names():
 
 
 def test_plain_refuses_what_is_no_result():
-    with pytest.raises(TypeError, match=r"^plain: result must be a dataclass, got int$"):
+    with pytest.raises(
+        TypeError, match=r"^plain: result must be a tensor or a dataclass, got int$"
+    ):
         plain(3)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustkern.training.checkpoint import load_checkpoint, restore_model
+from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import load
 from robustkern.training.extras import require
-from robustkern.training.files import atomic_path, output_folder, write_json
+from robustkern.training.files import (
+    atomic_path,
+    fingerprint,
+    output_folder,
+    read_results,
+    write_json,
+)
 from robustkern.training.portrait import Portrait
 from robustkern.training.portraits import FIGURES, LeftOut
 from robustkern.training.report import percent, progress_bar, table, versions
@@ -96,7 +100,10 @@ def analyze(
         },
         "robustkern": versions()["robustkern"],
     }
-    found = {name: _read(folder / f"{name}.json", made_with) for name in figures}
+    found = {
+        name: read_results(folder / f"{name}.json", "analysis", made_with, "data")
+        for name in figures
+    }
     left_out = {}
     with progress_bar(len(figures), "analyze", unit="figure") as bar:
         for name in figures:
@@ -157,42 +164,6 @@ def analysis_text(report: Mapping[str, Any]) -> str:
     if without:
         lines.append(f"evolution is without {', '.join(without)}, whose logs have no curvature")
     return "\n".join(lines)
-
-
-def checkpoint_names(checkpoints: Sequence[str | Path]) -> list[str]:
-    """Each checkpoint's folder, with a number where two have one name."""
-    names: list[str] = []
-    for path in checkpoints:
-        base = Path(path).resolve().parent.name
-        same = [base, *(f"{base}-{number}" for number in range(2, len(checkpoints) + 1))]
-        names.append(next(name for name in same if name not in names))
-    return names
-
-
-def fingerprint(content: bytes) -> str:
-    """What tells two files apart."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read(path: Path, made_with: Mapping[str, Any]) -> Any:
-    """The data of a figure that was finished, or None."""
-    if not path.exists():
-        return None
-    what_to_do = "remove it, or choose another --output"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        before, data = content["made_with"], content["data"]
-        different = [key for key, value in made_with.items() if before.get(key) != value]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"analyze: {path} must hold the data of a figure, got {error!r}; {what_to_do}"
-        ) from error
-    if different:
-        raise ValueError(
-            f"analyze: {path} must be of the same options to go on with, "
-            f"got another {' and '.join(different)}; {what_to_do}"
-        )
-    return data
 
 
 def _rounded(data: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,24 @@ def restore_model(content: dict[str, Any]) -> Classifier:
         ) from error
     floating = next(value.dtype for value in state.values() if value.is_floating_point())
     return model.to(floating).eval()
+
+
+def checkpoint_names(checkpoints: Sequence[str | Path]) -> list[str]:
+    """Name checkpoints after their folders, with a number where two have one name.
+
+    Args:
+        checkpoints: their files.
+
+    Returns:
+        As many names, all different.
+
+    Example:
+        >>> checkpoint_names(["runs/cure/checkpoint.pt", "other/cure/checkpoint.pt"])
+        ['cure', 'cure-2']
+    """
+    names: list[str] = []
+    for path in checkpoints:
+        base = Path(path).resolve().parent.name
+        same = [base, *(f"{base}-{number}" for number in range(2, len(checkpoints) + 1))]
+        names.append(next(name for name in same if name not in names))
+    return names

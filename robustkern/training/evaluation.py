@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,16 @@ from torch import Tensor
 from robustkern.evaluation.page import report_page
 from robustkern.evaluation.suite import SUITES, evaluate_networks
 from robustkern.evaluation.verdict import verdict
-from robustkern.training.checkpoint import load_checkpoint, restore_model
+from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import Dataset, load
 from robustkern.training.extras import require
-from robustkern.training.files import atomic_path, output_folder, write_json
+from robustkern.training.files import (
+    atomic_path,
+    fingerprint,
+    output_folder,
+    read_results,
+    write_json,
+)
 from robustkern.training.report import percent, progress_bar, table, versions
 from robustkern.training.session import check_fits, find_device, usual_eps, usual_radius
 
@@ -90,7 +94,7 @@ def evaluate(
     for content in (*saved, *others):
         check_fits("evaluate", content["model"], images)
     inputs, targets, calibration = _split(images, test_size)
-    names = _names(checkpoints)
+    names = checkpoint_names(checkpoints)
     place = find_device(device)
     radii = usual_eps(images) if eps is None else eps
     main = usual_radius(images) if radius is None else radius
@@ -103,16 +107,16 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
         "data": images.name,
-        "images": _fingerprint(inputs.numpy().tobytes()),
+        "images": fingerprint(inputs.numpy().tobytes()),
         "checkpoints": {
-            name: _fingerprint(Path(path).read_bytes())
+            name: fingerprint(Path(path).read_bytes())
             for name, path in zip(names, checkpoints, strict=True)
         },
-        "twins": [_fingerprint(Path(path).read_bytes()) for path in twins],
+        "twins": [fingerprint(Path(path).read_bytes()) for path in twins],
         "robustkern": versions()["robustkern"],
     }
     partial = folder / PARTIAL
-    results = _read_partial(partial, made_with)
+    results = read_results(partial, "evaluation", made_with, "results")
     matrix = SUITES[suite].transfer and len(names) + len(others) > 1
     items = len(SUITES[suite].items) * len(names) + matrix
     done = 0 if results is None else sum(map(len, results["networks"].values()))
@@ -197,16 +201,6 @@ def _percent(fraction: float | None) -> str:
     return "none" if fraction is None else percent(fraction)
 
 
-def _names(checkpoints: Sequence[str | Path]) -> list[str]:
-    """Each checkpoint's folder, with a number where two have one name."""
-    names: list[str] = []
-    for path in checkpoints:
-        base = Path(path).resolve().parent.name
-        same = [base, *(f"{base}-{number}" for number in range(2, len(checkpoints) + 1))]
-        names.append(next(name for name in same if name not in names))
-    return names
-
-
 def _split(images: Dataset, size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """The images to evaluate on, their labels, and what is held out from them."""
     total = len(images.x_test)
@@ -217,27 +211,3 @@ def _split(images: Dataset, size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Te
         count = total - total // 10
     held_out = slice(count, count + _HELD_OUT)
     return x[:count], y[:count], (images.x_test[held_out], images.y_test[held_out])
-
-
-def _fingerprint(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_partial(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    what_to_do = "remove it, or choose another --output"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        before, results = content["made_with"], content["results"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"evaluate: {path} must hold partial results, got {error!r}; {what_to_do}"
-        ) from error
-    different = [key for key, value in made_with.items() if before.get(key) != value]
-    if different:
-        raise ValueError(
-            f"evaluate: {path} must be of the same evaluation to go on with, "
-            f"got another {' and '.join(different)}; {what_to_do}"
-        )
-    return dict(results)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,45 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 2) -> Non
     """Write `content` (plain data) to `path` as JSON, atomically; None for one line."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def read_results(path: Path, what: str, made_with: Mapping[str, Any], key: str) -> Any:
+    """Read results that an earlier run wrote, if they are what this run would write.
+
+    Args:
+        path: the file.
+        what: they are part of, named in the messages.
+        made_with: all that decides the results; the file has it under the same name.
+        key: of the results in the file.
+
+    Returns:
+        The results; None if there is no file.
+
+    Raises:
+        ValueError: the file is damaged, or was made with something else, which is named.
+    """
+    if not path.exists():
+        return None
+    what_to_do = "remove it, or choose another --output"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before, results = content["made_with"], content[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must hold results of an {what}, got {error!r}; {what_to_do}"
+        ) from error
+    different = [key for key, value in made_with.items() if before.get(key) != value]
+    if different:
+        raise ValueError(
+            f"{path} must be of the same {what} to go on with, "
+            f"got another {' and '.join(different)}; {what_to_do}"
+        )
+    return results
+
+
+def fingerprint(content: bytes) -> str:
+    """Tell contents apart: their SHA-256."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def output_folder(path: str | Path, command: str) -> Path:

@@ -63,8 +63,15 @@ class Portrait:
     @cached_property
     def distances(self) -> Tensor:
         """Lengths of the normals: 0 where misclassified, infinite where none was found."""
-        lengths = self.normals.flatten(1).norm(dim=1)
-        return lengths.masked_fill((lengths == 0) & self.right[: len(lengths)], torch.inf)
+        return self.found_distances(self.normals)
+
+    def found_distances(self, added: Tensor) -> Tensor:
+        """Of the first images: 0 where misclassified, infinite where nothing was added else."""
+        lengths = added.flatten(1).norm(dim=1)
+        distances: Tensor = lengths.masked_fill(
+            (lengths == 0) & self.right[: len(lengths)], torch.inf
+        )
+        return distances
 
     @cached_property
     def moved(self) -> Tensor:
@@ -76,7 +83,8 @@ class Portrait:
         """Which images are classified as labelled."""
         with torch.no_grad():
             parts = [self.model(x).argmax(1) for x in torch.split(self.inputs, 256)]
-        return torch.cat(parts) == self.targets
+        right: Tensor = torch.cat(parts) == self.targets
+        return right
 
     @cached_property
     def curvature(self) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustkern.analysis import (
     InputHessian,
@@ -205,13 +205,12 @@ def _saliency(networks: Networks) -> Data:
 
 
 def _within(each: Portrait, x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Distances within a random subspace: 0 where misclassified, infinite where none was found."""
-    source = each.generator()
-    moved = adversarial_inputs(
-        each.model, x, y, lambda *batch: subspace_deepfool(*batch, dim, generator=source)
-    )
-    lengths = (moved - x).flatten(1).norm(dim=1)
-    return lengths.masked_fill((lengths == 0) & each.right[: len(x)], torch.inf)
+    """Distances within a random subspace."""
+
+    def attack(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return subspace_deepfool(model, inputs, targets, dim, generator=each.generator())
+
+    return each.found_distances(adversarial_inputs(each.model, x, y, attack) - x)
 
 
 def _chosen(networks: Networks, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `robustkern demo`, `train`, `evaluate` and `covariance`."""
+"""The command line: `robustkern demo`, `train`, `evaluate`, `analyze` and `covariance`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import robustkern
 from robustkern.evaluation.suite import SUITES
 from robustkern.training.adversarial import DEFAULTS as ADVERSARIAL
+from robustkern.training.analysis import H, analysis_text, analyze
 from robustkern.training.covariance import (
     DECAY_LENGTHS,
     EPS,
@@ -23,6 +24,7 @@ from robustkern.training.covariance import (
 from robustkern.training.data import NAMES
 from robustkern.training.demo import demo
 from robustkern.training.evaluation import PAGE, evaluate, verdict_text
+from robustkern.training.figures import FIGURES
 from robustkern.training.models import MODELS
 from robustkern.training.penalty import DEFAULTS, SOURCES
 from robustkern.training.recipes import RECIPES, from_recipe
@@ -90,6 +92,11 @@ def _evaluate(*, output: str, **options: Any) -> None:
     print(f"the whole report is in {Path(output) / PAGE}")
 
 
+def _analyze(*, output: str, **options: Any) -> None:
+    print(analysis_text(analyze(output=output, **options)))
+    print(f"pictures and numbers are in {output}")
+
+
 def _covariance(*, output: str, **options: Any) -> None:
     print(covariance_table(covariance_report(output=output, **options)))
     print(f"pictures and numbers are in {output}")
@@ -137,6 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         ("demo", demo, _add_demo, "compare the methods on a small network, in minutes"),
         ("train", _train, _add_train, "train or fine-tune a network with penalties"),
         ("evaluate", _evaluate, _add_evaluate, "measure accuracy under attack"),
+        (
+            "analyze",
+            _analyze,
+            _add_analyze,
+            "draw curvature, bounds and decision boundaries of networks, side by side",
+        ),
         (
             "covariance",
             _covariance,
@@ -371,6 +384,37 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "robustkern-evaluation",
         "folder for report.html and report.json; until they are complete, of partial.json, from "
         "which the same command goes on",
+    )
+
+
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoints", metavar="CHECKPOINT", nargs="+", help="files that train wrote"
+    )
+    parser.add_argument(
+        "--figures",
+        type=lambda text: tuple(FIGURES) if text == "all" else text.split(","),
+        default=tuple(FIGURES),
+        metavar="NAMES",
+        help=f"all, or some of {','.join(FIGURES)} (default: all)",
+    )
+    _add(parser, "--h", H, "L2 length of finite differences, in input units")
+    _add_optional(parser, "--data", str, f"{_DATA_HELP} (default: the one trained on)")
+    _add(parser, "--data-folder", "data", "where torchvision keeps its files")
+    _add(
+        parser,
+        "--test-size",
+        1000,
+        "use the first so many test images; 100 at most for eigenvalues, 200 where DeepFool runs",
+    )
+    _add(parser, "--seed", 0, "of random directions")
+    _add(parser, "--device", "auto", "cpu, cuda, ...; auto takes an accelerator if there is one")
+    _add(
+        parser,
+        "--output",
+        "robustkern-analysis",
+        "folder for the pictures, and for each figure its data as JSON: a figure whose data are "
+        "there is not computed again",
     )
 
 

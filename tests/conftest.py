@@ -7,6 +7,7 @@ import torch
 # What has no device, or is told one by the test: nothing new would be seen of these on a GPU.
 HOST = {
     "test_adversarial.py",
+    "test_analyze.py",
     "test_build.py",
     "test_checkpoint.py",
     "test_cli.py",

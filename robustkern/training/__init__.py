@@ -1,5 +1,6 @@
 """Data, networks, training with checkpoints, and the demonstration behind the command line."""
 
+from robustkern.training.analysis import analyze
 from robustkern.training.curvature import Curvature, CurvatureMonitor
 from robustkern.training.data import Dataset, load
 from robustkern.training.evaluation import evaluate
@@ -27,6 +28,7 @@ __all__ = [
     "ResNet",
     "Trainer",
     "WideResNet",
+    "analyze",
     "build",
     "cnn",
     "evaluate",

@@ -9,6 +9,7 @@ from typing import Any
 from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import load
 from robustkern.training.extras import require
+from robustkern.training.figures import FIGURES, LeftOut
 from robustkern.training.files import (
     atomic_path,
     fingerprint,
@@ -17,7 +18,6 @@ from robustkern.training.files import (
     write_json,
 )
 from robustkern.training.portrait import Portrait
-from robustkern.training.portraits import FIGURES, LeftOut
 from robustkern.training.report import percent, progress_bar, table, versions
 from robustkern.training.session import check_fits, find_device
 
@@ -45,7 +45,7 @@ def analyze(
 
     Args:
         checkpoints: files that `train` wrote.
-        figures: of those of `training.portraits.FIGURES`.
+        figures: of those of `training.figures.FIGURES`.
         h: L2 length of finite differences, in input units (pixels scaled to [0, 1]).
         data: name or path of the data set; the one that the first was trained on when None.
         data_folder: where torchvision keeps its files.

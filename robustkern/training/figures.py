@@ -46,7 +46,7 @@ _SECTIONED = 7  # boundaries that are followed
 _IN_SUBSPACES = 50  # images that are moved within subspaces
 _PARTS = (32, 16, 8, 4, 2)  # of the whole space, the subspaces
 _CURVATURES = [0.1 * step for step in range(101)]  # of the illustration of the bounds
-_PARABOLAS = [0.0, 1.0, 4.0, 16.0]
+_PARABOLAS = [0.0, 1.0, 2.0, 4.0]
 
 
 class LeftOut(Exception):
@@ -245,7 +245,7 @@ FIGURES = {
             "-parabolas": figures.loss_parabolas(data["parabolas"]),
         },
     ),
-    "sections": Kind(_planes(61), lambda data: {"": figures.cross_sections(data["networks"])}),
+    "sections": Kind(_planes(101), lambda data: {"": figures.cross_sections(data["networks"])}),
     "surfaces": Kind(_planes(41), lambda data: {"": figures.loss_surfaces(data["networks"])}),
     "images": Kind(_images, lambda data: {"": figures.image_grid(data["networks"])}),
     "normal-sections": Kind(

@@ -1,0 +1,168 @@
+"""From checkpoints to the papers' figures, or as far as it came."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from robustkern.cli import main
+from robustkern.training import analysis
+from robustkern.training.analysis import analysis_text, analyze
+from robustkern.training.checkpoint import load_checkpoint, restore_model
+from robustkern.training.figures import FIGURES
+from robustkern.training.session import Options, train
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("foolbox")
+
+FEW = ["alignment", "images", "saliency"]
+
+
+@pytest.fixture(autouse=True)
+def path_restored(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    sizes = {"train_size": 400, "test_size": 20, "epochs": 2, "device": "cpu"}
+    return [
+        train(Options(**sizes, **more, output=str(folder / name / "run")))
+        for name, more in (("plain", {"curvature": 0.1}), ("noisy", {"seed": 1}))
+    ]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def data(folder):
+    found = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {name: content["data"] for name, content in found.items()}
+
+
+def test_every_figure_has_data_and_pictures(checkpoints, tmp_path, capsys):
+    command = ["analyze", *map(str, checkpoints), "--test-size", "12", "--device", "cpu"]
+    assert main([*command, "--figures", "all", "--output", str(tmp_path)]) == 0
+    made = contents(tmp_path)
+    assert {name for name in made if name.endswith(".json")} == {f"{n}.json" for n in FIGURES}
+    pictures = {name.split(".")[0] for name in made if name.endswith(".png")}
+    assert pictures >= {"sections", "profile-finite", "profile-exact", "bounds-margin"}
+    for name in FIGURES:
+        assert any(picture == name or picture.startswith(f"{name}-") for picture in pictures)
+    found = data(tmp_path)
+    for view in ("finite", "exact"):
+        profile = found["profile.json"][view]
+        assert list(profile) == ["run", "run-2"]
+        assert (len(profile["run"]["mean"]), profile["run"]["samples"]) == (64, 12)
+    assert found["profile.json"]["exact"]["run"]["mean"][20] == 0  # of rank 9 at most
+    assert found["evolution.json"]["networks"]["run"]["epochs"] == [1, 2]
+    assert found["evolution.json"]["without"] == ["run-2"]
+    for network in found["bounds.json"]["margin"].values():
+        assert sum(network["included"]) + network["excluded"] == 12
+        assert len(network["distances"]) == len(network["lower"]) == sum(network["included"])
+    printed = capsys.readouterr().out
+    assert "largest eigenvalue" in printed
+    assert "evolution is without run-2" in printed
+
+
+def test_a_killed_run_goes_on_and_computes_nothing_twice(checkpoints, tmp_path, monkeypatch):
+    options = {"figures": FEW, "test_size": 12, "device": "cpu"}
+    written = []
+
+    def write_then_die(path, content, **how):
+        write_json(path, content, **how)
+        written.append(path.name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    write_json = analysis.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis, "write_json", write_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            analyze(checkpoints[:1], **options, output=tmp_path / "killed")
+    before = contents(tmp_path / "killed")
+    assert set(before) == {"alignment.json", "alignment.png", "images.json"}
+
+    analyze(checkpoints[:1], **options, output=tmp_path / "killed")
+    after = contents(tmp_path / "killed")
+    assert {name: after[name] for name in before} == before
+    analyze(checkpoints[:1], **options, output=tmp_path / "whole")
+    assert contents(tmp_path / "whole") == after
+
+    for other, name in (({"seed": 1}, "seed"), ({"test_size": 9, "h": 1.0}, "h and test_size")):
+        message = f"must be of the same analysis to go on with, got another {name}.*; remove it"
+        with pytest.raises(ValueError, match=message):
+            analyze(checkpoints[:1], **{**options, **other}, output=tmp_path / "killed")
+    assert contents(tmp_path / "killed") == after
+
+
+def test_what_networks_do_not_have_is_left_out_with_a_reason(checkpoints, tmp_path, monkeypatch):
+    report = analyze(checkpoints[1:], figures=["evolution"], test_size=12, output=tmp_path)
+    assert report["figures"] == {}
+    assert analysis_text(report) == (
+        "evolution is left out: no log has curvature; train with --curvature EPS"
+    )
+    # Where every image is misclassified, there is no boundary to look at.
+    wrong = analysis.load("digits").first(test=12)
+    model = restore_model(load_checkpoint(checkpoints[0]))
+    wrong.y_test.copy_((model(wrong.x_test).argmax(1) + 1) % 10)
+    monkeypatch.setattr(analysis, "load", lambda *_: wrong)
+    names = ["bounds", "sections", "normals", "subspace"]
+    report = analyze(checkpoints[:1], figures=names, test_size=12, output=tmp_path / "wrong")
+    assert list(report["left_out"]) == ["sections", "normals", "subspace"]
+    assert report["figures"]["bounds"]["margin"]["run"]["excluded"] == 12
+    assert "bounds.json" in contents(tmp_path / "wrong")
+    assert not contents(tmp_path / "wrong").keys() & {"sections.json", "normals.json"}
+    assert "| run     |            none |          none |            12 |" in analysis_text(report)
+
+
+def test_a_network_that_is_not_piecewise_linear_is_looked_at_too(tmp_path, monkeypatch):
+    (tmp_path / "smooth.py").write_text(
+        "from torch import nn\n"
+        "def net(shape, classes):\n"
+        "    layers = nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, classes)\n"
+        "    return nn.Sequential(*layers)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"train_size": 200, "test_size": 20, "epochs": 1, "device": "cpu"}
+    path = train(Options(**options, model="smooth:net", output=str(tmp_path / "smooth-run")))
+    figures = ["profile", "alignment"]
+    report = analyze([path], figures=figures, test_size=4, output=tmp_path / "out")
+    values = report["figures"]["profile"]["exact"]["smooth-run"]["mean"]
+    assert values[-1] < 0 < values[0]
+    assert len(report["figures"]["alignment"]["networks"]["smooth-run"]["cosines"]) == 4
+
+
+def test_misuse_is_named(checkpoints, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=f"figures must be of {', '.join(FIGURES)}, got pie$"):
+        analyze(checkpoints, figures=["profile", "pie"], output=tmp_path)
+    with pytest.raises(ValueError, match="checkpoints must hold at least one, got none"):
+        analyze([], output=tmp_path)
+    with pytest.raises(ValueError, match="test_size must be at least 2, got 1"):
+        analyze(checkpoints, test_size=1, output=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        with pytest.raises(ImportError, match=re.escape("robustkern[plots]")):
+            analyze(checkpoints, output=tmp_path)
+    assert not contents(tmp_path)
+    (tmp_path / "images.json").write_text("{")
+    with pytest.raises(ValueError, match=r"images\.json must hold results of an analysis, got"):
+        analyze(checkpoints, figures=["images"], output=tmp_path)
+
+
+def test_what_does_not_fit_is_refused(checkpoints, tmp_path):
+    x, y = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "colour.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(ValueError, match=r"^analyze: data colour must fit the checkpoint's netw"):
+        analyze(checkpoints, data=str(tmp_path / "colour.npz"), output=tmp_path / "out")
+    content = torch.load(checkpoints[0], weights_only=True)
+    content["model"]["name"] = "linear"
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="must"):
+        analyze([tmp_path / "other.pt"], output=tmp_path / "out")
+    assert not contents(tmp_path / "out")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import analysis_page
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -389,6 +391,7 @@ SECTIONS = {
     "sgr": sgr,
     "shift": shift,
     "recipes": recipes,
+    **analysis_page.SECTIONS,
 }
 
 if __name__ == "__main__":

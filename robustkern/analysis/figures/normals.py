@@ -38,16 +38,11 @@ def normal_spectra(networks: Networks) -> Figure:
         ranks = np.arange(1, len(values) + 1)
         label = f"{name} ({data['samples']} normals)"
         axes.plot(ranks, values, label=label, markevery=0.1, **look)
-    for samples, random in {data["samples"]: data["random"] for data in networks.values()}.items():
+    label = "random vectors, as many"
+    for random in {data["samples"]: data["random"] for data in networks.values()}.values():
         ranks = np.arange(1, len(random) + 1)
-        axes.plot(
-            ranks,
-            array(random),
-            color="grey",
-            linewidth=3,
-            alpha=0.6,
-            label=f"{samples} random vectors",
-        )
+        axes.plot(ranks, array(random), color="grey", linewidth=3, alpha=0.6, label=label)
+        label = "_nolegend_"
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("singular value, by rank")
@@ -63,7 +58,8 @@ def shared_curvatures(directions: Networks) -> Figure:
 
     Args:
         directions: for each kind of directions, such as "shared" and "random", or for each network,
-            "mean" and "error" along M of them, as `shared_curvature` gives them.
+            "mean" and "error" along M of them, as `shared_curvature` gives them with products of the
+            boundary's curvature: the Hessian of the logits' difference over its gradient's length.
 
     Returns:
         The figure; in each kind the most curved direction first.
@@ -82,8 +78,8 @@ def shared_curvatures(directions: Networks) -> Figure:
         axes.errorbar(ranks, mean[order], error[order], label=name, capsize=2, **look)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_xlabel("direction, most curved first")
-    axes.set_ylabel(r"mean $v^T H v$ and standard error" "\n(loss per squared input unit)")
-    axes.legend()
+    axes.set_ylabel("mean $v^T H v$ of the boundary\nand standard error (per input unit)")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

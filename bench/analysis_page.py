@@ -1,0 +1,258 @@
+"""Sections of docs/analysis.md: pictures of the committed analysis, and what their numbers say."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent / "results" / "analysis-mnist"
+NOT_MEASURED = "Not measured yet.\n"
+Data = dict[str, Any]
+
+
+def section(name: str, says: Callable[[Data], str]) -> Callable[[], str]:
+    """The pictures of a figure and what `says` makes of its data."""
+
+    def made() -> str:
+        path = FOLDER / f"{name}.json"
+        if not path.exists():
+            return NOT_MEASURED
+        pictures = "".join(
+            f"![{picture.stem}](../bench/results/{FOLDER.name}/{picture.name})\n"
+            for picture in sorted([*FOLDER.glob(f"{name}.png"), *FOLDER.glob(f"{name}-*.png")])
+        )
+        return f"{pictures}\n{says(json.loads(path.read_text())['data'])}\n"
+
+    return made
+
+
+def setting() -> str:
+    """What the run was made with."""
+    found = sorted(FOLDER.glob("*.json"))
+    if not found:
+        return NOT_MEASURED
+    content = json.loads(found[0].read_text())
+    made, versions = content["made_with"], content["versions"]
+    return (
+        f"Networks: {', '.join(made['checkpoints'])}; {made['test_size']:,} test images of "
+        f"{made['data']}, h = {made['h']:g}, seed {made['seed']}; robustkern "
+        f"{versions['robustkern']}, torch {versions['torch']}.\n"
+    )
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table between blank lines."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n"
+
+
+def compared(values: Mapping[str, float], claim: str, *, smaller: bool) -> str:
+    """Whether the later networks are to the first as the paper says, and by how much."""
+    (first, before), *others = values.items()
+    shares = [
+        f"{name} {before / value if smaller else value / before:.2g} times"
+        for name, value in others
+    ]
+    holds = all(value < before if smaller else value > before for _, value in others)
+    verdict = "Agrees" if holds else "Does not agree"
+    way = "smaller" if smaller else "greater"
+    return (
+        f"{verdict} with the paper: {claim}. {way.capitalize()} than {first}: {', '.join(shares)}."
+    )
+
+
+def profile(data: Data) -> str:
+    """Largest and smallest eigenvalues of both views."""
+    rows = []
+    for name, finite in data["finite"].items():
+        exact = data["exact"][name]
+        ends = (finite["mean"][0], finite["mean"][-1], exact["mean"][0], exact["mean"][-1])
+        rows.append([name, *(f"{value:.3g}" for value in ends)])
+    header = ["network", "largest, of length h", "smallest", "largest, at the point", "smallest"]
+    text = table(header, rows)
+    for view, where in (("finite", "of length h"), ("exact", "at the point")):
+        largest = {name: each["mean"][0] for name, each in data[view].items()}
+        claim = f"the largest eigenvalue {where} is smaller after CURE and adversarial training"
+        text += compared(largest, claim, smaller=True) + "\n"
+    return text
+
+
+def evolution(data: Data) -> str:
+    """From the first epoch to the last."""
+    rows = [
+        [
+            name,
+            *(f"{each['frobenius_squared'][i]:.3g}" for i in (0, -1)),
+            *(f"{each['sign_curvature'][i]:.3g}" for i in (0, -1)),
+            *(f"{100 * each['accuracy'][i]:.1f}%" for i in (0, -1)),
+        ]
+        for name, each in data["networks"].items()
+    ]
+    quantities = ("squared Frobenius norm", "norm of Hz", "PGD accuracy")
+    header = [f"{each}, {when} epoch" for each in quantities for when in ("first", "last")]
+    last = {name: each["frobenius_squared"][-1] for name, each in data["networks"].items()}
+    claim = "robust training ends with less curvature"
+    return table(["network", *header], rows) + compared(last, claim, smaller=True)
+
+
+def alignment(data: Data) -> str:
+    """Mean cosines beside the paper's."""
+    means = {name: statistics.fmean(each["cosines"]) for name, each in data["networks"].items()}
+    rows = [
+        [name, f"{mean:.3f}", str(data["networks"][name]["undefined"])]
+        for name, mean in means.items()
+    ]
+    rows.append(["a random direction, at most", f"{data['size'] ** -0.5:.3f}", ""])
+    first = next(iter(means))
+    near = abs(means[first] - 0.43) < 0.1
+    verdict = "close to" if near else "not"
+    claim = "it is greater after robust training"
+    return (
+        table(["network", "mean cosine", "undefined: zero gradients"], rows)
+        + compared(means, claim, smaller=False)
+        + f" Before it, {first} has {means[first]:.2f}, {verdict} the paper's 0.43.\n"
+    )
+
+
+def bounds(data: Data) -> str:
+    """Medians, and how often the quadratic's lower bound is above the distance."""
+    text = ""
+    for loss, title in (("cross_entropy", "cross-entropy, t = log 2"), ("margin", "margin, t = 0")):
+        rows = []
+        for name, each in data[loss].items():
+            medians = [
+                statistics.median(float("inf") if value is None else value for value in each[key])
+                for key in ("lower", "distances", "upper")
+            ]
+            pairs = [
+                distance is not None and (lower is None or distance < lower)
+                for lower, distance in zip(each["lower"], each["distances"], strict=True)
+            ]
+            share = f"{100 * sum(pairs) / len(pairs):.0f}%"
+            rows.append([name, *(f"{m:.3g}" for m in medians), share, str(each["excluded"])])
+        header = [title, "median lower bound", "median distance", "median upper bound"]
+        text += table([*header, "distance below the lower bound", "excluded, c < 0"], rows)
+    distances = {
+        name: statistics.median(
+            float("inf") if value is None else value for value in each["distances"]
+        )
+        for name, each in data["margin"].items()
+    }
+    claim = "robust training moves the boundary away"
+    return text + compared(distances, claim, smaller=False) + "\n"
+
+
+def sections(data: Data) -> str:
+    """Where the prediction is lost along r, at b = 0 and over all b."""
+    rows, middle = [], {}
+    for name, each in data["networks"].items():
+        label, offsets = each["targets"][0], each["offsets"]
+        lost = []
+        for row in each["classes"][0]:
+            beyond = [
+                a for a, label_there in zip(offsets, row, strict=True)
+                if a >= 0 and label_there != label
+            ]  # fmt: skip
+            lost.append(min(beyond, default=float("inf")))
+        middle[name] = lost[len(lost) // 2]
+        rows.append([name, *(f"{value:.3g}" for value in (middle[name], min(lost), max(lost)))])
+    claim = "the boundary is farther from x after robust training"
+    return table(["network", "boundary along r", "nearest over v", "farthest over v"], rows) + (
+        compared(middle, claim, smaller=False) + "\n"
+    )
+
+
+def surfaces(data: Data) -> str:
+    """The sharpest bend of the loss along r."""
+    bends = {}
+    for name, each in data["networks"].items():
+        losses, offsets = each["losses"][0][len(each["offsets"]) // 2], each["offsets"]
+        step = offsets[1] - offsets[0]
+        triples = zip(losses, losses[1:], losses[2:], strict=False)
+        bends[name] = max(abs(a - 2 * b + c) for a, b, c in triples) / step**2
+    rows = [[name, f"{bend:.3g}"] for name, bend in bends.items()]
+    claim = "the loss bends less after robust training"
+    return table(["network", "largest second difference along r"], rows) + (
+        compared(bends, claim, smaller=True) + "\n"
+    )
+
+
+def images(data: Data) -> str:
+    """How far the images had to be moved."""
+    lengths = {
+        name: statistics.median(each["distances"]) for name, each in data["networks"].items()
+    }
+    rows = [[name, f"{length:.3g}"] for name, length in lengths.items()]
+    claim = "robust networks are fooled by larger perturbations only"
+    return table(["network", "median length of those shown"], rows) + (
+        compared(lengths, claim, smaller=False) + "\n"
+    )
+
+
+def normals(data: Data) -> str:
+    """How much of the normals ten directions hold, and the first shared curvature."""
+
+    def held(values: list[float]) -> str:
+        squares = [value**2 for value in values]
+        return f"{100 * sum(squares[:10]) / sum(squares):.0f}%"
+
+    rows = []
+    for name, each in data["spectra"].items():
+        shared, random = (data["curvature"][f"{name}, {kind}"] for kind in ("shared", "random"))
+        rows.append(
+            [
+                name,
+                held(each["normals"]),
+                held(each["random"]),
+                f"{shared['mean'][0]:.3g} ± {shared['error'][0]:.2g}",
+                f"{statistics.fmean(random['mean']):.3g}",
+            ]
+        )
+    header = ["network", "held by ten directions", "of random vectors"]
+    header += ["curvature along the first shared direction", "along random ones"]
+    return table(header, rows)
+
+
+def subspace(data: Data) -> str:
+    """Measured distances over those of the law."""
+    dims = next(iter(data["networks"].values()))["dims"]
+    rows = [
+        [name, *(f"{middle:.2f}" for _, middle, _ in each["ratios"])]
+        for name, each in data["networks"].items()
+    ]
+    return table(["network, over the law", *(f"m = {dim}" for dim in dims)], rows)
+
+
+def saliency(data: Data) -> str:
+    """How much of the maps lies on the strokes."""
+    rows, shares = [], {}
+    for name, maps in data["maps"].items():
+        on = total = 0.0
+        for image, found in zip(data["images"], maps, strict=True):
+            for pixels, values in zip(image[0], found, strict=True):
+                total += sum(values)
+                on += sum(v for pixel, v in zip(pixels, values, strict=True) if pixel > 0)
+        shares[name] = on / total
+        rows.append([name, f"{100 * shares[name]:.0f}%"])
+    claim = "the maps of robust networks follow the object"
+    return table(["network", "of the map on the strokes"], rows) + (
+        compared(shares, claim, smaller=False) + "\n"
+    )
+
+
+SECTIONS = {
+    "analysis_setting": setting,
+    "analysis_profile": section("profile", profile),
+    "analysis_evolution": section("evolution", evolution),
+    "analysis_alignment": section("alignment", alignment),
+    "analysis_bounds": section("bounds", bounds),
+    "analysis_sections": section("sections", sections),
+    "analysis_surfaces": section("surfaces", surfaces),
+    "analysis_images": section("images", images),
+    "analysis_normal_sections": section("normal-sections", lambda data: ""),
+    "analysis_normals": section("normals", normals),
+    "analysis_subspace": section("subspace", subspace),
+    "analysis_saliency": section("saliency", saliency),
+}

@@ -58,8 +58,8 @@ def shared_curvatures(directions: Networks) -> Figure:
 
     Args:
         directions: for each kind of directions, such as "shared" and "random", or for each network,
-            "mean" and "error" along M of them, as `shared_curvature` gives them with products of the
-            boundary's curvature: the Hessian of the logits' difference over its gradient's length.
+            "mean" and "error" along M of them, as `shared_curvature` gives them of a boundary: with
+            the Hessian of the logits' difference over its gradient's length.
 
     Returns:
         The figure; in each kind the most curved direction first.

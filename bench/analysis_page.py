@@ -1,6 +1,7 @@
 """Sections of docs/analysis.md: pictures of the committed analysis, and what their numbers say."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -63,6 +64,11 @@ def compared(values: Mapping[str, float], claim: str, *, smaller: bool) -> str:
     )
 
 
+def middle(values: list[float | None]) -> float:
+    """The median, None being infinite."""
+    return statistics.median([math.inf if value is None else value for value in values or [None]])
+
+
 def profile(data: Data) -> str:
     """Largest and smallest eigenvalues of both views."""
     rows = []
@@ -70,8 +76,9 @@ def profile(data: Data) -> str:
         exact = data["exact"][name]
         ends = (finite["mean"][0], finite["mean"][-1], exact["mean"][0], exact["mean"][-1])
         rows.append([name, *(f"{value:.3g}" for value in ends)])
-    header = ["network", "largest, of length h", "smallest", "largest, at the point", "smallest"]
-    text = table(header, rows)
+    views = ("of length h", "at the point")
+    header = [f"{end}, {view}" for view in views for end in ("largest", "smallest")]
+    text = table(["network", *header], rows)
     for view, where in (("finite", "of length h"), ("exact", "at the point")):
         largest = {name: each["mean"][0] for name, each in data[view].items()}
         claim = f"the largest eigenvalue {where} is smaller after CURE and adversarial training"
@@ -122,31 +129,23 @@ def bounds(data: Data) -> str:
     for loss, title in (("cross_entropy", "cross-entropy, t = log 2"), ("margin", "margin, t = 0")):
         rows = []
         for name, each in data[loss].items():
-            medians = [
-                statistics.median(float("inf") if value is None else value for value in each[key])
-                for key in ("lower", "distances", "upper")
-            ]
+            medians = [middle(each[key]) for key in ("lower", "distances", "upper")]
             pairs = [
                 distance is not None and (lower is None or distance < lower)
                 for lower, distance in zip(each["lower"], each["distances"], strict=True)
             ]
-            share = f"{100 * sum(pairs) / len(pairs):.0f}%"
+            share = f"{100 * sum(pairs) / max(1, len(pairs)):.0f}%"
             rows.append([name, *(f"{m:.3g}" for m in medians), share, str(each["excluded"])])
         header = [title, "median lower bound", "median distance", "median upper bound"]
         text += table([*header, "distance below the lower bound", "excluded, c < 0"], rows)
-    distances = {
-        name: statistics.median(
-            float("inf") if value is None else value for value in each["distances"]
-        )
-        for name, each in data["margin"].items()
-    }
+    distances = {name: middle(each["distances"]) for name, each in data["margin"].items()}
     claim = "robust training moves the boundary away"
     return text + compared(distances, claim, smaller=False) + "\n"
 
 
 def sections(data: Data) -> str:
     """Where the prediction is lost along r, at b = 0 and over all b."""
-    rows, middle = [], {}
+    rows, ahead = [], {}
     for name, each in data["networks"].items():
         label, offsets = each["targets"][0], each["offsets"]
         lost = []
@@ -155,12 +154,12 @@ def sections(data: Data) -> str:
                 a for a, label_there in zip(offsets, row, strict=True)
                 if a >= 0 and label_there != label
             ]  # fmt: skip
-            lost.append(min(beyond, default=float("inf")))
-        middle[name] = lost[len(lost) // 2]
-        rows.append([name, *(f"{value:.3g}" for value in (middle[name], min(lost), max(lost)))])
+            lost.append(min(beyond, default=math.inf))
+        ahead[name] = lost[len(lost) // 2]
+        rows.append([name, *(f"{value:.3g}" for value in (ahead[name], min(lost), max(lost)))])
     claim = "the boundary is farther from x after robust training"
     return table(["network", "boundary along r", "nearest over v", "farthest over v"], rows) + (
-        compared(middle, claim, smaller=False) + "\n"
+        compared(ahead, claim, smaller=False) + "\n"
     )
 
 
@@ -212,17 +211,41 @@ def normals(data: Data) -> str:
         )
     header = ["network", "held by ten directions", "of random vectors"]
     header += ["curvature along the first shared direction", "along random ones"]
-    return table(header, rows)
+    steep = all(
+        sum(value**2 for value in each["normals"][:10])
+        > 2 * sum(value**2 for value in each["random"][:10])
+        for each in data["spectra"].values()
+    )
+    first = next(iter(data["spectra"]))
+    curved = data["curvature"][f"{first}, shared"]
+    shared = curved["mean"][0] > 2 * curved["error"][0]
+    return (
+        table(header, rows)
+        + f"{_verdict(steep)} of flat boundaries: ten directions hold more than twice what they "
+        f"hold of random vectors. {_verdict(shared)} of curved ones: on the other half of the "
+        f"images too the boundaries of {first} bend towards them along the first shared direction, "
+        "by more than two standard errors.\n"
+    )
+
+
+def _verdict(holds: bool) -> str:
+    return f"{'Agrees' if holds else 'Does not agree'} with the paper"
 
 
 def subspace(data: Data) -> str:
     """Measured distances over those of the law."""
     dims = next(iter(data["networks"].values()))["dims"]
     rows = [
-        [name, *(f"{middle:.2f}" for _, middle, _ in each["ratios"])]
+        [name, *(f"{ratio:.2f}" for _, ratio, _ in each["ratios"])]
         for name, each in data["networks"].items()
     ]
-    return table(["network, over the law", *(f"m = {dim}" for dim in dims)], rows)
+    ratios = [ratio for each in data["networks"].values() for _, ratio, _ in each["ratios"]]
+    near = max(abs(ratio - 1) for ratio in ratios) < 0.5
+    return table(["network, over the law", *(f"m = {dim}" for dim in dims)], rows) + (
+        f"{_verdict(near)}: all distances are within half of the law's. The smaller the subspace, "
+        f"the {'nearer' if ratios[0] < 1 else 'farther'} is the boundary of the first network "
+        "than the law has it.\n"
+    )
 
 
 def saliency(data: Data) -> str:

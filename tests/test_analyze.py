@@ -1,8 +1,10 @@
 """From checkpoints to the papers' figures, or as far as it came."""
 
+import importlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from robustkern.training.session import Options, train
 pytest.importorskip("matplotlib")
 pytest.importorskip("foolbox")
 
+ROOT = Path(__file__).resolve().parent.parent
 FEW = ["alignment", "images", "saliency"]
 
 
@@ -68,6 +71,21 @@ def test_every_figure_has_data_and_pictures(checkpoints, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "largest eigenvalue" in printed
     assert "evolution is without run-2" in printed
+
+
+def test_the_page_of_the_docs_has_a_section_for_each_figure(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    page = importlib.import_module("analysis_page")
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    assert {made() for made in page.SECTIONS.values()} == {page.NOT_MEASURED}
+    analyze(checkpoints, test_size=12, output=tmp_path, device="cpu")
+    made = {name: made() for name, made in page.SECTIONS.items()}
+    assert made["analysis_setting"].startswith("Networks: run, run-2; 12 test images of digits")
+    for name in FIGURES:
+        text = made[f"analysis_{name.replace('-', '_')}"]
+        assert f"![{name}" in text
+        assert not re.search(r"\bnan\b", text)
+    assert "with the paper: it is greater after robust training" in made["analysis_alignment"]
 
 
 def test_a_killed_run_goes_on_and_computes_nothing_twice(checkpoints, tmp_path, monkeypatch):

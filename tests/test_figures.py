@@ -79,7 +79,7 @@ def twice(**data):
 FIGURES = {
     "profile": (
         lambda: figures.profile(twice(mean=[3, 1, 0], low=[2, 0, 0], high=[4, 2, 0])),
-        1, "mean eigenvalue\n(loss per squared input unit)",
+        2, "mean eigenvalue\n(loss per squared input unit)",
     ),
     "evolution": (
         lambda: figures.evolution(
@@ -151,7 +151,7 @@ def test_networks_differ_in_more_than_colour(name):
 
 
 def test_lines_hold_the_data():
-    (axes,) = FIGURES["profile"][0]().axes
+    axes, _ = FIGURES["profile"][0]().axes
     assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
     assert axes.lines[0].get_ydata().tolist() == [3, 1, 0]
     accuracy = FIGURES["evolution"][0]().axes[2]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["alignments", "evolution", "profile"]
 
+_LARGEST = 20  # eigenvalues
+
 
 def profile(networks: Networks) -> Figure:
     """Sorted eigenvalues of the input Hessian: Figs. 2, 9 and 12 of Moosavi-Dezfooli et al. 2019.
@@ -22,7 +24,7 @@ def profile(networks: Networks) -> Figure:
             "low" and "high" of its intervals, (d,).
 
     Returns:
-        The figure.
+        The figure: to the left all, to the right the largest on a linear scale.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -30,16 +32,26 @@ def profile(networks: Networks) -> Figure:
         ValueError: no networks, or a key is missing.
     """
     check_networks("profile", networks, "mean", "low", "high")
-    figure, ((axes,),) = panels("profile", 1, 1, (5, 3.5))
+    figure, ((whole, largest),) = panels("profile", 1, 2, (4.2, 3.5))
     for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):
         mean, low, high = (array(data[key]) for key in ("mean", "low", "high"))
         ranks = np.arange(1, len(mean) + 1)
-        axes.plot(ranks, mean, label=name, markevery=max(1, len(mean) // 10), **look)
-        axes.fill_between(ranks, low, high, color=look["color"], alpha=0.2, linewidth=0)
-    axes.axhline(0, color="black", linewidth=0.5)
-    axes.set_xlabel("eigenvalue, by rank")
-    axes.set_ylabel("mean eigenvalue\n(loss per squared input unit)")
-    axes.legend()
+        for axes, end in ((whole, len(mean)), (largest, _LARGEST)):
+            axes.plot(ranks[:end], mean[:end], label=name, markevery=max(1, end // 10), **look)
+            axes.fill_between(
+                ranks[:end], low[:end], high[:end], color=look["color"], alpha=0.2, linewidth=0
+            )
+    # The many small ones would be a line at zero.
+    top = max(float(np.abs(array(data["mean"])).max()) for data in networks.values())
+    whole.set_yscale("symlog", linthresh=1e-3 * top or 1.0)
+    largest.set_xlim(left=0)
+    whole.set_title("all", fontsize="medium")
+    largest.set_title("the largest", fontsize="medium")
+    for axes in (whole, largest):
+        axes.axhline(0, color="black", linewidth=0.5)
+        axes.set_xlabel("eigenvalue, by rank")
+    whole.set_ylabel("mean eigenvalue\n(loss per squared input unit)")
+    largest.legend()
     return figure
 
 

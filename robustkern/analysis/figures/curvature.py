@@ -33,8 +33,10 @@ def profile(networks: Networks) -> Figure:
     """
     check_networks("profile", networks, "mean", "low", "high")
     figure, ((whole, largest),) = panels("profile", 1, 2, (4.2, 3.5))
+    means = [array(data["mean"]) for data in networks.values()]
+    shown = max(2, *(int(np.max(np.nonzero(mean), initial=0)) + 1 for mean in means))
     for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):
-        mean, low, high = (array(data[key]) for key in ("mean", "low", "high"))
+        mean, low, high = (array(data[key])[:shown] for key in ("mean", "low", "high"))
         ranks = np.arange(1, len(mean) + 1)
         for axes, end in ((whole, len(mean)), (largest, _LARGEST)):
             axes.plot(ranks[:end], mean[:end], label=name, markevery=max(1, end // 10), **look)
@@ -42,14 +44,16 @@ def profile(networks: Networks) -> Figure:
                 ranks[:end], low[:end], high[:end], color=look["color"], alpha=0.2, linewidth=0
             )
     # The many small ones would be a line at zero.
-    top = max(float(np.abs(array(data["mean"])).max()) for data in networks.values())
+    top = max(float(np.abs(mean).max()) for mean in means)
     whole.set_yscale("symlog", linthresh=1e-3 * top or 1.0)
     largest.set_xlim(left=0)
-    whole.set_title("all", fontsize="medium")
+    zeros = max(map(len, means)) - shown
+    whole.set_title(f"all but {zeros} of zero" if zeros > 0 else "all", fontsize="medium")
     largest.set_title("the largest", fontsize="medium")
     for axes in (whole, largest):
         axes.axhline(0, color="black", linewidth=0.5)
         axes.set_xlabel("eigenvalue, by rank")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     whole.set_ylabel("mean eigenvalue\n(loss per squared input unit)")
     largest.legend()
     return figure

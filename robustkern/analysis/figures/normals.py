@@ -70,7 +70,7 @@ def shared_curvatures(directions: Networks) -> Figure:
         ValueError: none, or a key is missing.
     """
     check_networks("shared_curvatures", directions, "mean", "error")
-    figure, ((axes,),) = panels("shared_curvatures", 1, 1, (5, 3.5))
+    figure, ((axes,),) = panels("shared_curvatures", 1, 1, (5, 4.5))
     for (name, data), look in zip(directions.items(), looks(len(directions)), strict=True):
         mean, error = array(data["mean"]), array(data["error"])
         order = np.argsort(-mean)

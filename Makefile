@@ -11,13 +11,17 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
+# MNIST for `make frontier`: an .npz with x_train, y_train, x_test, y_test, or, with the extra
+# [data], `mnist`, which torchvision downloads.
+MNIST ?= mnist.npz
+
 # Benchmarks of whole training steps; the others are of ops.
 STEPS := bench/bench_step.py bench/bench_ranks.py bench/bench_examples.py
 
-.PHONY: help demo test bench gpu lint docs wheel sdist FORCE
+.PHONY: help demo test bench frontier gpu lint docs wheel sdist FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/installed  ## train, regularize and attack a small network: one table, one plot
 	$(PYTHON) -m robustkern demo
@@ -28,6 +32,10 @@ test: .venv/installed  ## run the tests
 bench: .venv/installed  ## time ops and training steps; write bench/results and the tables of README and docs
 	$(PYTHON) -m pytest $(STEPS) --results bench/results/cpu-step.json
 	$(PYTHON) -m pytest bench $(STEPS:%=--ignore %) --results bench/results/cpu-ops.json
+	$(PYTHON) bench/readme.py
+
+frontier: .venv/installed  ## train every method on MNIST, within the hour on two cores: accuracy against cost
+	$(PYTHON) bench/frontier.py mnist --data $(MNIST)
 	$(PYTHON) bench/readme.py
 
 gpu: export PATH := $(CALLERS_PATH)

@@ -128,11 +128,16 @@ def draw(content: Content, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     lines, setting = summary(content), content["setting"]
-    figure = Figure((9, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure((10, 6.5))
+    axes = figure.add_axes((0.08, 0.1, 0.6, 0.83))
     axes.set_xscale("log")
+    for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatted(ScalarFormatter())
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axes.tick_params(axis="x", which="both", labelsize=8)
     for line in lines:
         colour, marker, _ = LOOKS[line.family]
         around = [[100 * (line.main - line.low)], [100 * (line.high - line.main)]]
@@ -151,16 +156,19 @@ def draw(content: Content, path: Path) -> None:
     )
     axes.set_title(title(content))
     axes.grid(alpha=0.3)
-    families = [
-        Line2D([], [], color=c, marker=m, linestyle="", label=label)
-        for c, m, label in LOOKS.values()
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
+        for colour, marker, label in LOOKS.values()
     ]
-    numbers = [
-        Line2D([], [], linestyle="", label=f"{number}  {line.method}")
+    handles += [
+        Line2D(
+            [], [], color=LOOKS[line.family][0], marker=LOOKS[line.family][1], linestyle="",
+            markersize=5, alpha=1 if line.on_edge else 0.4, label=f"{number}  {line.method}",
+        )
         for number, line in enumerate(lines, 1)
-    ]
+    ]  # fmt: skip
     figure.legend(
-        handles=[*families, *numbers], loc="outside right upper", fontsize=8, frameon=False
+        handles=handles, loc="upper left", bbox_to_anchor=(0.69, 0.95), fontsize=8, frameon=False
     )
     figure.canvas.draw()  # so that the numbers can be placed in pixels
     place_numbers(axes, lines)
@@ -177,13 +185,14 @@ def place_numbers(axes: Any, lines: list[Line]) -> None:
         ways = [(0, 1), (1, 1), (-1, 1), (1, 0), (-1, 0), (1, -1), (-1, -1), (0, -1)]
         places = [(x + r * dx, y + r * dy) for r in (14, 20, 28, 38, 50) for dx, dy in ways]
         spot = next(
-            (p for p in places if all(max(abs(p[0] - a), abs(p[1] - b)) > 12 for a, b in taken)),
+            (p for p in places if all(max(abs(p[0] - a), abs(p[1] - b)) > 14 for a, b in taken)),
             places[0],
         )
         taken.append(spot)
+        inches = ((spot[0] - x) / axes.figure.dpi, (spot[1] - y) / axes.figure.dpi)
         axes.annotate(
-            str(number), (x, y), spot, xycoords="figure pixels", textcoords="figure pixels",
-            ha="center", va="center", fontsize=8,
+            str(number), (line.cost, 100 * line.main), (72 * inches[0], 72 * inches[1]),
+            textcoords="offset points", ha="center", va="center", fontsize=8,
             fontweight="bold" if line.on_edge else "normal",
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkB": 4},
         )  # fmt: skip

@@ -154,7 +154,7 @@ def draw(content: Content, path: Path) -> None:
     axes.set_ylabel(
         f"accuracy under PGD-{setting['pgd_steps']} at eps {setting['main_eps']:.3g} (%)"
     )
-    axes.set_title(title(content))
+    axes.set_title(data_title(content))
     axes.grid(alpha=0.3)
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
@@ -215,13 +215,13 @@ def draw_steps(content: Content, path: Path) -> None:
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("a training step, in plain training steps")
-    axes.set_title(title(content))
+    axes.set_title(data_title(content))
     axes.spines[["top", "right"]].set_visible(False)
     with rc_context({"svg.hashsalt": "frontier"}):
         save(figure, path.with_stem(path.stem + "-steps"))
 
 
-def title(content: Content) -> str:
+def data_title(content: Content) -> str:
     """The data set, as it wants to be called."""
     return content["note"] or {"mnist": "MNIST", "cifar10": "CIFAR-10"}[content["setting"]["set"]]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from frontier_picture import claims, summary, title
+from frontier_picture import claims, data_title, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -386,7 +386,7 @@ def frontier(name: str) -> Callable[[], str]:
         failed = {r["method"] for r in rows if r["kind"] == "final" and "failed" in r}
         where = f"../bench/results/frontier-{name}"
         return (
-            f"{title(results)}: {setting['train']:,} training and {setting['test']:,} test images, "
+            f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test images, "
             f"{setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. The "
             f"clean networks that all start from took {steps:,} plain steps, which the costs leave "
             f"out. Strengths were searched on {setting['validation']:,} other training images, "
@@ -429,9 +429,8 @@ def frontier_table(results: dict[str, Any], *, edge_only: bool) -> str:
 
 
 def short(eps: float) -> str:
-    """0.1, or 2/255."""
-    levels = 255 * eps
-    return f"{levels:.0f}/255" if math.isclose(levels, round(levels)) else f"{eps:g}"
+    """2/255, as people write small ones, or 0.1."""
+    return f"{255 * eps:.0f}/255" if eps < 0.05 else f"{eps:g}"
 
 
 SECTIONS = {

@@ -1,9 +1,11 @@
 """bench/frontier.py, in small: it goes all the way, goes on where it was, and draws the edge."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,39 +65,51 @@ def test_every_method_is_trained_timed_and_drawn(output):
         assert (output.parent / name).stat().st_size
 
 
-def test_a_killed_run_repeats_nothing(data, output, tmp_path):
-    whole = json.loads(output.read_text())
-    part = tmp_path / "frontier.json"
-    part.write_text(json.dumps({**whole, "rows": whole["rows"][:-30]}))
-    done = frontier(data, part)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads(part.read_text())["rows"]
-    assert rows[: len(whole["rows"]) - 30] == whole["rows"][:-30]
+def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
+    import frontier
+    from frontier_methods import MNIST
 
-    def trained(rows):
-        return sorted((r["kind"], r["method"], r.get("strength", 0)) for r in rows)
+    asked = []
 
-    assert trained(rows) == trained(whole["rows"])
+    def trained(*task):
+        asked.append(task)
+        return dict(zip(("kind", "method", "strength", "seed"), task, strict=True))
 
-
-def test_results_of_another_setting_are_refused(data, output, tmp_path):
-    content = json.loads(output.read_text())
-    content["setting"]["epochs"] = 7
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(content))
-    before = other.read_bytes()
-    done = frontier(data, other)
-    assert done.returncode != 0
-    assert "other.json must be of the same setting" in done.stderr
-    assert "got epochs 7 for 1" in done.stderr
-    assert other.read_bytes() == before
+    monkeypatch.setattr(frontier, "_trained", trained)
+    tasks = [("search", "GN", strength, 0) for strength in (1.0, 2.0, 3.0)]
+    for part in (tasks[:2], tasks, tasks):
+        with ThreadPoolExecutor(1) as pool:
+            frontier.train(pool, part, frontier.Results(tmp_path / "f.json", MNIST, ""))
+    assert asked == tasks
+    rows = frontier.Results(tmp_path / "f.json", MNIST, "").rows
+    assert [row["strength"] for row in rows] == [1.0, 2.0, 3.0]
 
 
-def test_missing_data_says_how_to_get_it(tmp_path):
-    done = frontier(tmp_path / "none.npz", tmp_path / "frontier.json")
-    assert done.returncode == 2
-    assert "none.npz does not exist" in done.stderr
-    assert "--data mnist, which torchvision downloads" in done.stderr
+def test_results_of_another_setting_are_refused(tmp_path):
+    from frontier import Results
+    from frontier_methods import MNIST
+
+    path = tmp_path / "f.json"
+    Results(path, dataclasses.replace(MNIST, epochs=7), "").append({"kind": "step"})
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"f\.json must be of the same setting .* got epochs 7 for 3"
+    ):
+        Results(path, MNIST, "")
+    with pytest.raises(ValueError, match="of the same note"):
+        Results(path, dataclasses.replace(MNIST, epochs=7), "a copy")
+    assert path.read_bytes() == before
+
+
+def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    from frontier import main
+
+    monkeypatch.setattr("sys.argv", ["frontier.py", "mnist", "--data", str(tmp_path / "none.npz")])
+    with pytest.raises(SystemExit):
+        main()
+    message = capsys.readouterr().err
+    assert "none.npz does not exist" in message
+    assert "--data mnist, which torchvision downloads" in message
 
 
 def test_the_strength_is_the_most_robust_of_those_that_keep_clean_accuracy():

@@ -39,7 +39,7 @@ from robustkern.training.data import Dataset, load
 from robustkern.training.files import write_json
 from robustkern.training.trainer import Trainer
 
-SPAN = 4  # steps timed as one, so that a penalty of every second or fourth step counts in full
+SPAN = 4  # steps timed as one, so that what comes every second or fourth step counts in full
 Row = dict[str, Any]
 
 

@@ -386,8 +386,8 @@ def frontier(name: str) -> Callable[[], str]:
         failed = {r["method"] for r in rows if r["kind"] == "final" and "failed" in r}
         where = f"../bench/results/frontier-{name}"
         return (
-            f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test images, "
-            f"{setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. The "
+            f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "
+            f"images, {setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. The "
             f"clean networks that all start from took {steps:,} plain steps, which the costs leave "
             f"out. Strengths were searched on {setting['validation']:,} other training images, "
             f"among those that cost at most {100 * setting['margin']:g} points of clean accuracy. "

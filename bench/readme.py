@@ -387,9 +387,9 @@ def frontier(name: str) -> Callable[[], str]:
         where = f"../bench/results/frontier-{name}"
         return (
             f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "
-            f"images, {setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. The "
-            f"clean networks that all start from took {steps:,} plain steps, which the costs leave "
-            f"out. Strengths were searched on {setting['validation']:,} other training images, "
+            f"images, {setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. "
+            f"The clean networks that all start from took {steps:,} plain steps, which the costs "
+            f"leave out. Strengths were searched on {setting['validation']:,} other training images, "
             f"among those that cost at most {100 * setting['margin']:g} points of clean accuracy. "
             + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
             + made(results)

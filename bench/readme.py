@@ -389,8 +389,9 @@ def frontier(name: str) -> Callable[[], str]:
             f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "
             f"images, {setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. "
             f"The clean networks that all start from took {steps:,} plain steps, which the costs "
-            f"leave out. Strengths: searched on {setting['validation']:,} other training images "
-            f"among those that cost at most {100 * setting['margin']:g} points of clean accuracy. "
+            f"leave out. Strengths were searched on {setting['validation']:,} other training "
+            f"images, among those that cost at most {100 * setting['margin']:g} points of clean "
+            "accuracy. "
             + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
             + made(results)
             + f"\n![PGD accuracy against cost]({where}.png)\n"

@@ -65,13 +65,13 @@ class Setting:
     search_steps: int = 10
     pgd_steps: int = 20
     restarts: int = 2
-    apgd_images: int = 500
+    apgd_images: int = 300
     apgd_steps: int = 50
     timing_rounds: int = 16
 
 
 MNIST = Setting(
-    set="mnist", train=8_000, validation=1_000, test=1_000, clean_epochs=3, epochs=3, seeds=3,
+    set="mnist", train=5_000, validation=1_000, test=600, clean_epochs=3, epochs=3, seeds=3,
     eps=(0.1, 0.15, 0.2), main_eps=0.15, margin=0.02, step_length=2.8, cure_norm=True,
     grids={
         "weight decay": (1e-4, 3e-4, 1e-3, 3e-3),

@@ -11,14 +11,19 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # What runs `make gpu`: a Python that has torch with CUDA, pytest and pytest-benchmark.
 GPU_PYTHON ?= python3
 
-# Benchmarks of whole training steps and of attacks; the others are of ops.
+# MNIST for `make frontier`: an .npz with x_train, y_train, x_test, y_test, or, with the extra
+# [data], `mnist`, which torchvision downloads.
+MNIST ?= mnist.npz
+
+# Benchmarks of whole training steps, of attacks and of Hessians; the others are of ops.
 STEPS := bench/bench_step.py bench/bench_ranks.py bench/bench_examples.py
 ATTACKS := bench/bench_attacks.py
+HESSIANS := bench/bench_hessian.py
 
-.PHONY: help demo test bench gpu lint docs wheel sdist FORCE
+.PHONY: help demo test bench frontier gpu lint docs wheel sdist FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/installed  ## train, regularize and attack a small network: one table, one plot
 	$(PYTHON) -m robustkern demo
@@ -26,10 +31,15 @@ demo: .venv/installed  ## train, regularize and attack a small network: one tabl
 test: .venv/installed  ## run the tests
 	$(PYTHON) -m pytest
 
-bench: .venv/installed  ## time ops, training steps and attacks; write bench/results and the tables of README and docs
+bench: .venv/installed  ## time ops, training steps, attacks and Hessians; write bench/results and the tables of README and docs
 	$(PYTHON) -m pytest $(STEPS) --results bench/results/cpu-step.json
 	$(PYTHON) -m pytest $(ATTACKS) --results bench/results/cpu-attacks.json
-	$(PYTHON) -m pytest bench $(patsubst %,--ignore %,$(STEPS) $(ATTACKS)) --results bench/results/cpu-ops.json
+	$(PYTHON) -m pytest $(HESSIANS) --results bench/results/cpu-hessian.json
+	$(PYTHON) -m pytest bench $(patsubst %,--ignore %,$(STEPS) $(ATTACKS) $(HESSIANS)) --results bench/results/cpu-ops.json
+	$(PYTHON) bench/readme.py
+
+frontier: .venv/installed  ## train every method on MNIST, within the hour on two cores: accuracy against cost
+	$(PYTHON) bench/frontier.py mnist --data $(MNIST)
 	$(PYTHON) bench/readme.py
 
 gpu: export PATH := $(CALLERS_PATH)

@@ -38,7 +38,9 @@ def setting() -> str:
     return (
         f"Networks: {', '.join(made['checkpoints'])}; {made['test_size']:,} test images of "
         f"{made['data']}, h = {made['h']:g}, seed {made['seed']}; robustkern "
-        f"{versions['robustkern']}, torch {versions['torch']}.\n"
+        f"{versions['robustkern']}, torch {versions['torch']}, {versions['machine']}; "
+        '`python -m robustkern analyze runs/networks/{clean,CURE,"PGD-7 AT"}/checkpoint.pt '
+        "--data mnist.npz --output bench/results/analysis-mnist`.\n"
     )
 
 

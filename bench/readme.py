@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import analysis_page
+from frontier_picture import claims, data_title, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -379,7 +380,82 @@ def recipes() -> str:
     return table(["data", "penalty", "weight", "h", "squared"], rows)
 
 
+def frontier_edge() -> str:
+    """The picture, and a line for each method on the edge."""
+    results = read("frontier-mnist")
+    if results is None:
+        return NOT_MEASURED
+    return (
+        "![PGD accuracy against cost](bench/results/frontier-mnist.png)\n"
+        + frontier_table(results, edge_only=True)
+        + made(results)
+    )
+
+
+def frontier(name: str) -> Callable[[], str]:
+    """Everything that bench/frontier.py found on a data set."""
+
+    def section() -> str:
+        results = read(f"frontier-{name}")
+        if results is None:
+            return NOT_MEASURED
+        setting, rows = results["setting"], results["rows"]
+        steps = setting["clean_epochs"] * -(-setting["train"] // setting["batch_size"])
+        failed = {r["method"] for r in rows if r["kind"] == "final" and "failed" in r}
+        where = f"../bench/results/frontier-{name}"
+        return (
+            f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "
+            f"images, {setting['epochs']} epochs of fine-tuning, mean of {setting['seeds']} seeds. "
+            f"The clean networks that all start from took {steps:,} plain steps, which the costs "
+            f"leave out. Strengths were searched on {setting['validation']:,} other training "
+            f"images, among those that cost at most {100 * setting['margin']:g} points of clean "
+            "accuracy. "
+            + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
+            + made(results)
+            + f"\n![PGD accuracy against cost]({where}.png)\n"
+            + frontier_table(results, edge_only=False)
+            + f"\n![the cost of a step]({where}-steps.png)\n\n"
+            + "".join(f"- {'Yes' if holds else 'No'}: {text}.\n" for text, holds in claims(results))
+        )
+
+    return section
+
+
+def frontier_table(results: dict[str, Any], *, edge_only: bool) -> str:
+    """From the cheapest method on; those on the edge are bold."""
+    setting = results["setting"]
+    header = ["method", "strength", "passes of a step", "step", "fine-tuning", "clean"]
+    header += [f"PGD-{setting['pgd_steps']} at {short(eps)}" for eps in setting["eps"]]
+    header += [f"APGD at {short(setting['main_eps'])}"]
+    rows = [
+        [
+            f"**{line.method}**" if line.on_edge else line.method,
+            f"{line.strength:g}",
+            f"{line.passes:.2f}",
+            f"{line.step:.2f}",
+            f"{line.cost:,.0f}",
+            f"{100 * line.clean:.1f}%",
+            *(
+                f"{100 * share:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+                for share, (low, high) in zip(line.pgd, line.intervals, strict=True)
+            ),
+            f"{100 * line.apgd:.1f}%",
+        ]
+        for line in summary(results)
+        if line.on_edge or not edge_only
+    ]
+    return table(header, rows)
+
+
+def short(eps: float) -> str:
+    """2/255, as people write small ones, or 0.1."""
+    return f"{255 * eps:.0f}/255" if eps < 0.05 else f"{eps:g}"
+
+
 SECTIONS = {
+    "frontier_edge": frontier_edge,
+    "frontier_mnist": frontier("mnist"),
+    "frontier_cifar10": frontier("cifar10"),
     "demo": demo,
     "step": step,
     "other_steps": other_steps,

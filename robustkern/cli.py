@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import robustkern
-from robustkern.evaluation.suite import SUITES
+from robustkern.evaluation.suites.runner import SUITES
 from robustkern.training.adversarial import DEFAULTS as ADVERSARIAL
 from robustkern.training.analysis import H, analysis_text, analyze
 from robustkern.training.covariance import (

@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from reports import NAMES, results
 
-from robustkern.evaluation.page import report_page
-from robustkern.evaluation.verdict import verdict
+from robustkern.evaluation.report.page import report_page
+from robustkern.evaluation.report.verdict import verdict
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "base"}
 EVIL = '<script>alert("x")</script> & $\\alpha$'
@@ -205,7 +205,7 @@ def test_other_results_are_refused():
 def test_without_matplotlib_the_extra_is_named():
     script = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from robustkern.evaluation.page import report_page\n"
+        "from robustkern.evaluation.report.page import report_page\n"
         "from reports import results\n"
         "report_page(results(('one',), (1, 2, 2)))"
     )

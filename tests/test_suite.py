@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustkern.evaluation.items import ITEMS
-from robustkern.evaluation.subject import Suite
-from robustkern.evaluation.suite import SUITES, evaluate_networks
+from robustkern.evaluation.suites.items import ITEMS
+from robustkern.evaluation.suites.runner import SUITES, evaluate_networks
+from robustkern.evaluation.suites.subject import Suite
 from robustkern.training.data import load
 
 STEPS = {"steps": 3}

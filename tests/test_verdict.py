@@ -3,7 +3,7 @@
 import pytest
 from reports import results, share
 
-from robustkern.evaluation.verdict import verdict
+from robustkern.evaluation.report.verdict import verdict
 
 
 def judge(transfer=None, **items):

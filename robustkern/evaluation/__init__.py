@@ -51,7 +51,6 @@ from robustkern.evaluation.masking import (
     masking_scatter,
 )
 from robustkern.evaluation.minimal import boundary, carlini_wagner, deepfool, hop_skip_jump
-from robustkern.evaluation.page import report_page
 from robustkern.evaluation.passes import adversarial_inputs
 from robustkern.evaluation.perturbations import (
     deepfool_source,
@@ -59,6 +58,8 @@ from robustkern.evaluation.perturbations import (
     gradient_source,
     pgd_source,
 )
+from robustkern.evaluation.report.page import report_page
+from robustkern.evaluation.report.verdict import NetworkVerdict, verdict
 from robustkern.evaluation.segment import softmax_along_segment
 from robustkern.evaluation.sensitivity import (
     GradientStatistics,
@@ -67,10 +68,9 @@ from robustkern.evaluation.sensitivity import (
 )
 from robustkern.evaluation.spsa import spsa
 from robustkern.evaluation.subspace import subspace_deepfool
-from robustkern.evaluation.suite import evaluate_networks
+from robustkern.evaluation.suites.runner import evaluate_networks
 from robustkern.evaluation.transfer import TransferMatrix, transfer_matrix
 from robustkern.evaluation.universal import universal
-from robustkern.evaluation.verdict import NetworkVerdict, verdict
 from robustkern.gradients.modes import evaluating
 
 __all__ = [

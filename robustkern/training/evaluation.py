@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from robustkern.evaluation.page import report_page
-from robustkern.evaluation.suite import SUITES, evaluate_networks
-from robustkern.evaluation.verdict import verdict
+from robustkern.evaluation.report.page import report_page
+from robustkern.evaluation.report.verdict import verdict
+from robustkern.evaluation.suites.runner import SUITES, evaluate_networks
 from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import Dataset, load
 from robustkern.training.extras import require

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import robustkern
-from robustkern.evaluation.verdict import percent as percent
+from robustkern.evaluation.report.verdict import percent as percent
 from robustkern.training.extras import require
 
 

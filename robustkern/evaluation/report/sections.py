@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustkern.evaluation.markup import Html, Section, panels, paragraph, strong, table
-from robustkern.evaluation.plots import label, style, svg
-from robustkern.evaluation.verdict import percent, strongest_attack
+from robustkern.evaluation.report.markup import Html, Section, panels, paragraph, strong, table
+from robustkern.evaluation.report.plots import label, style, svg
+from robustkern.evaluation.report.verdict import percent, strongest_attack
 
 Results = Mapping[str, Any]
 

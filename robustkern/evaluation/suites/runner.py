@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from robustkern.evaluation.attacks import check_labels, pgd
 from robustkern.evaluation.counting import Cost, metered
 from robustkern.evaluation.curves import check_eps
-from robustkern.evaluation.items import ITEMS
 from robustkern.evaluation.minimal import _library
 from robustkern.evaluation.passes import check_data, check_samples, outputs_of
-from robustkern.evaluation.subject import CALLER, Subject, Suite
+from robustkern.evaluation.suites.items import ITEMS
+from robustkern.evaluation.suites.subject import CALLER, Subject, Suite
 from robustkern.evaluation.transfer import transfer_matrix
 
 FORMAT = 1  # of the results; raised with their layout

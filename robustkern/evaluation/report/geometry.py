@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from robustkern.evaluation.markup import Html, Section, panels, paragraph, table
-from robustkern.evaluation.plots import label, png, style, svg
-from robustkern.evaluation.sections import Results, number, place, union, values
-from robustkern.evaluation.verdict import percent, strongest_attack
+from robustkern.evaluation.report.markup import Html, Section, panels, paragraph, table
+from robustkern.evaluation.report.plots import label, png, style, svg
+from robustkern.evaluation.report.sections import Results, number, place, union, values
+from robustkern.evaluation.report.verdict import percent, strongest_attack
 
 
 def distances_section(results: Results) -> Section | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from robustkern.evaluation.markup import Html, escape
+from robustkern.evaluation.report.markup import Html, escape
 
 # Okabe and Ito's, which the colour-blind tell apart, less the yellow that white paper swallows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from robustkern.evaluation import geometry, sections, signs
-from robustkern.evaluation.markup import Html, Section, escape, paragraph, strong, table
-from robustkern.evaluation.plots import label, svg
-from robustkern.evaluation.verdict import NetworkVerdict, check_results, percent, verdict
+from robustkern.evaluation.report import geometry, sections, signs
+from robustkern.evaluation.report.markup import Html, Section, escape, paragraph, strong, table
+from robustkern.evaluation.report.plots import label, svg
+from robustkern.evaluation.report.verdict import NetworkVerdict, check_results, percent, verdict
 
 _CSS = """
 :root { color-scheme: light; }

@@ -18,7 +18,7 @@ from robustkern.evaluation.failures import failure_indicators
 from robustkern.evaluation.masking import label_leaking, masking_scatter
 from robustkern.evaluation.segment import softmax_along_segment
 from robustkern.evaluation.sensitivity import gradient_norms, gradient_statistics
-from robustkern.evaluation.subject import TWIN, Subject
+from robustkern.evaluation.suites.subject import TWIN, Subject
 from robustkern.evaluation.universal import universal
 
 # In L-infinity every image can become grey within this radius, which no network stands.

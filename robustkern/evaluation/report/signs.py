@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from robustkern.evaluation.markup import Html, Section, panels, paragraph, shaded, strong, table
-from robustkern.evaluation.plots import label, style, svg
-from robustkern.evaluation.sections import Results, number, place, share, union, values
-from robustkern.evaluation.verdict import percent
+from robustkern.evaluation.report.markup import (
+    Html,
+    Section,
+    panels,
+    paragraph,
+    shaded,
+    strong,
+    table,
+)
+from robustkern.evaluation.report.plots import label, style, svg
+from robustkern.evaluation.report.sections import Results, number, place, share, union, values
+from robustkern.evaluation.report.verdict import percent
 
 _INDICATORS = {
     "zero_gradients": "zero gradients",

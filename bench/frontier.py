@@ -1,0 +1,363 @@
+"""Robust accuracy against training cost, for every method: the frontier.
+
+Every method fine-tunes the same clean networks. Its strength (a weight, or the eps it trains with)
+is searched on held-out training images: of at most four, on seed 0, the one with the highest PGD
+accuracy at the main eps among those that cost little clean accuracy. With that strength it is
+trained anew on every seed and measured, once, on the test images. Then the steps of all methods are
+timed in turn, with nothing else running. Run
+
+    python bench/frontier.py mnist --data mnist.npz
+
+It writes bench/results/frontier-<set>.json after every training, and the pictures beside it; run
+again after an end by force it goes on where it was. `--smoke` goes all the way in seconds.
+"""
+
+import argparse
+import copy
+import dataclasses
+import functools
+import importlib
+import json
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from frontier_methods import SETTINGS, Method, Setting, methods, network, trainer
+from frontier_picture import claims, draw, draw_steps, summary
+from results import PROVENANCE
+from torch import nn
+from tqdm import tqdm
+
+import robustkern
+from robustkern.evaluation import accuracy, apgd, pgd
+from robustkern.evaluation.passes import Attack
+from robustkern.training.data import Dataset, load
+from robustkern.training.files import write_json
+from robustkern.training.trainer import Trainer
+
+SPAN = 4  # steps timed as one, so that what comes every second or fourth step counts in full
+Row = dict[str, Any]
+
+
+def smoke(setting: Setting) -> Setting:
+    """The same on a few images, one strength and one seed."""
+    return dataclasses.replace(
+        setting, train=32, validation=16, test=16, batch_size=16, clean_epochs=1, epochs=1, seeds=1,
+        grids={name: grid[1:2] for name, grid in setting.grids.items()}, search_steps=1,
+        pgd_steps=1, restarts=1, apgd_images=4, apgd_steps=2, timing_rounds=1,
+    )  # fmt: skip
+
+
+def held_out(data: Dataset, setting: Setting) -> Dataset:
+    """Training images, with validation images in the place of the test images."""
+    end = setting.train + setting.validation
+    return dataclasses.replace(
+        data.first(setting.train),
+        x_test=data.x_train[setting.train : end],
+        y_test=data.y_train[setting.train : end],
+    )
+
+
+class Bench:
+    """The data and the clean networks of a process that trains."""
+
+    def __init__(self, setting: Setting, data: Dataset) -> None:
+        self.setting, self.data = setting, held_out(data, setting)
+        self.test = data.first(1, setting.test)
+        self.methods = {method.name: method for method in methods(setting)}
+        # Every process makes them itself: on one thread they come out the same.
+        self.clean = functools.cache(self._clean)
+
+    def _clean(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        plain = self.methods["no penalty"]
+        run = trainer(plain, 0.0, network(self.data), self.data, self.setting, seed)
+        for _ in range(self.setting.clean_epochs):
+            run.run_epoch()
+        return run.model
+
+    def trainer(self, method: Method, strength: float, seed: int) -> Trainer:
+        """Of a copy of the clean network of that seed."""
+        model = copy.deepcopy(self.clean(seed))
+        return trainer(method, strength, model, self.data, self.setting, seed + 1)
+
+    def trained(self, kind: str, name: str, strength: float, seed: int) -> Row:
+        """Train, and measure on validation images (`search`) or on test images (`final`)."""
+        row = {
+            "kind": kind, "method": name, "strength": strength, "seed": seed,
+            "family": self.methods[name].family, "naive_of": self.methods[name].naive_of,
+            "commit": PROVENANCE["commit"],
+        }  # fmt: skip
+        run = self.trainer(self.methods[name], strength, seed)
+        torch.manual_seed(seed)
+        try:
+            records = [run.run_epoch() for _ in range(self.setting.epochs)]
+        except FloatingPointError as error:
+            return {**row, "failed": str(error)}
+        row["passes"] = {
+            "forward": statistics.mean(record.forward_passes for record in records),
+            "backward": statistics.mean(record.backward_passes for record in records),
+        }
+        measure = self.searched if kind == "search" else self.measured
+        return {**row, "seconds": sum(r.seconds for r in records), **measure(run.model)}
+
+    def searched(self, model: nn.Module) -> Row:
+        """Accuracy on the validation images, clean and attacked."""
+        eps, steps = self.setting.main_eps, self.setting.search_steps
+        return {
+            "clean": accuracy(model, self.data.x_test, self.data.y_test),
+            "pgd": accuracy(
+                model, self.data.x_test, self.data.y_test,
+                attack=lambda m, x, y: pgd(m, x, y, eps, steps=steps),
+            ),
+        }  # fmt: skip
+
+    def measured(self, model: nn.Module) -> Row:
+        """How many test images are classified right, clean and under each attack."""
+        setting = self.setting
+
+        def right(samples: int, attack: Attack | None = None) -> int:
+            x, y = self.test.x_test[:samples], self.test.y_test[:samples]
+            return round(accuracy(model, x, y, attack=attack) * len(x))
+
+        def attacked(eps: float) -> int:
+            starts = torch.Generator().manual_seed(0)
+            return right(
+                setting.test,
+                lambda m, x, y: pgd(
+                    m, x, y, eps, steps=setting.pgd_steps, restarts=setting.restarts,
+                    generator=starts,
+                ),
+            )  # fmt: skip
+
+        return {
+            "right": right(setting.test),
+            "pgd_right": [attacked(eps) for eps in setting.eps],
+            "apgd_right": right(
+                setting.apgd_images,
+                lambda m, x, y: apgd(m, x, y, setting.main_eps, steps=setting.apgd_steps),
+            ),
+        }
+
+    def step_times(self, rounds: int, compiled: bool) -> dict[str, list[float]]:
+        """Seconds of a step of every method, in turn, round after round.
+
+        Args:
+            rounds: after one that warms up.
+            compiled: the compiled methods too; where there is no compiler they have no times.
+        """
+        runs, times = {}, {}
+        for name, method in self.methods.items():
+            if method.compiled and not compiled:
+                continue
+            run = self.trainer(method, method.grid[len(method.grid) // 2], seed=0)
+            try:
+                self._steps(run)
+            except Exception as error:
+                if not method.compiled:
+                    raise
+                tqdm.write(f"{name}: no step, {type(error).__name__}")
+                continue
+            runs[name], times[name] = run, []
+        for _ in range(rounds):
+            for name, run in runs.items():
+                times[name].append(self._steps(run))
+        return times
+
+    def _steps(self, run: Trainer) -> float:
+        index = torch.arange(self.setting.batch_size)
+        run.model.train()
+        run.penalty.set_epoch(0)
+        start = time.perf_counter()
+        for _ in range(SPAN):
+            run.step(index)
+        return (time.perf_counter() - start) / SPAN
+
+
+class Results:
+    """The rows of a run, written whole after each, and read again by a run that goes on."""
+
+    def __init__(self, path: Path, setting: Setting, note: str) -> None:
+        self.path = path
+        versions = {"robustkern": robustkern.__version__, "torch": torch.__version__}
+        # As JSON has it: lists for tuples.
+        self.head = json.loads(
+            json.dumps({"versions": versions, "setting": dataclasses.asdict(setting), "note": note})
+        )
+        self.rows: list[Row] = []
+        if path.exists():
+            found = json.loads(path.read_text())
+            for key, value in self.head.items():
+                if found.get(key) != value:
+                    raise ValueError(
+                        f"frontier: {path} must be of the same {key} to go on with, "
+                        f"{_difference(found.get(key), value)}; move it away to begin anew"
+                    )
+            self.rows = found["rows"]
+
+    def append(self, *rows: Row) -> None:
+        self.rows += rows
+        content = {"provenance": {**PROVENANCE, "threads": 1}, **self.head, "rows": self.rows}
+        write_json(self.path, content)
+
+    def has(self, kind: str, method: str, strength: float, seed: int) -> bool:
+        key = (kind, method, strength, seed)
+        return any((r["kind"], r["method"], r.get("strength"), r.get("seed")) == key
+                   for r in self.rows)  # fmt: skip
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    """The first thing that differs, in words."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return f"got {found!r} for {wanted!r}"
+    key = next(k for k in {**wanted, **found} if found.get(k) != wanted.get(k))
+    return f"got {key} {found.get(key)} for {wanted.get(key)}"
+
+
+def chosen(rows: list[Row], method: Method, margin: float) -> float | None:
+    """The strength that the search found; None where every one of them failed."""
+    search = {(r["method"], r["strength"]): r for r in rows if r["kind"] == "search"}
+    least = search["no penalty", 0.0]["clean"] - margin
+    tried = [search[method.name, s] for s in method.grid if "failed" not in search[method.name, s]]
+    if not tried:
+        return None
+    # Where the whole grid is too strong, the one that costs least is the nearest.
+    allowed = [r for r in tried if r["clean"] >= least] or [max(tried, key=lambda r: r["clean"])]
+    best = max(allowed, key=lambda r: r["pgd"])
+    return float(best["strength"])
+
+
+_BENCH: list[Bench] = []  # of a worker: its one argument, made once
+
+
+def _begin(setting: Setting, data: Dataset) -> None:
+    torch.set_num_threads(1)
+    _BENCH.append(Bench(setting, data))
+
+
+def _trained(*task: Any) -> Row:
+    return _BENCH[0].trained(*task)
+
+
+def train(
+    pool: ProcessPoolExecutor, tasks: list[tuple[str, str, float, int]], results: Results
+) -> None:
+    """Train what the results do not have yet; each is written when it is done."""
+    left = [task for task in tasks if not results.has(*task)]
+    futures: list[Future[Row]] = [pool.submit(_trained, *task) for task in left]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="training") as bar:
+        for future in as_completed(futures):
+            row = future.result()
+            results.append(row)
+            bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
+            bar.update()
+
+
+def run(setting: Setting, data: Dataset, results: Results, workers: int, only: list[str]) -> None:
+    """Search, train, and time the steps."""
+    torch.set_num_threads(1)
+    bench = Bench(setting, data)
+    every = [m for m in bench.methods.values() if not m.compiled and (not only or m.name in only)]
+    search = [("search", m.name, strength, 0) for m in every for strength in m.grid]
+    announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin, (setting, data)) as pool:
+        train(pool, search, results)
+        strengths = {m.name: chosen(results.rows, m, setting.margin) for m in every}
+        final = [
+            ("final", name, strength, seed)
+            for name, strength in strengths.items()
+            if strength is not None
+            for seed in range(setting.seeds)
+        ]
+        train(pool, final, results)
+    if not any(row["kind"] == "step" for row in results.rows):
+        times = bench.step_times(setting.timing_rounds, compiled=setting.timing_rounds > 1)
+        plain = times["no penalty"]
+        results.append(*(
+            {
+                "kind": "step", "method": name, "seconds": statistics.median(seconds),
+                "plain_steps": statistics.median(
+                    a / b for a, b in zip(seconds, plain, strict=True)
+                ),
+                "rounds": len(seconds),
+            }
+            for name, seconds in times.items()
+        ))  # fmt: skip
+
+
+def announce(untrained: Bench, every: list[Method], workers: int) -> None:
+    """Say how much there is to do, from one timed step of each method."""
+    setting = untrained.setting
+    seconds = {k: statistics.median(v) for k, v in untrained.step_times(1, compiled=False).items()}
+    steps = setting.epochs * -(-setting.train // setting.batch_size)
+    trainings = sum(seconds[m.name] * steps * (len(m.grid) + setting.seeds) for m in every)
+    plain = seconds["no penalty"] / setting.batch_size
+    attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
+    attacks += setting.apgd_steps * setting.apgd_images
+    evaluations = plain * len(every) * setting.seeds * attacks
+    minutes = (trainings + evaluations) / workers / 60
+    searches, finals = sum(len(m.grid) for m in every), len(every) * setting.seeds
+    print(
+        f"{searches} trainings to search strengths and {finals} to measure, of {steps} steps each, "
+        f"in {workers} process(es): about {minutes:.0f} minutes, if this machine does nothing else"
+    )
+
+
+def main() -> None:
+    """Run what is left of it, draw the pictures, check the claims."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("set", choices=SETTINGS)
+    parser.add_argument("--data", required=True, help="as `robustkern train` takes it")
+    parser.add_argument("--note", default="", help="what to say of the data beside the figures")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--only", nargs="+", default=[], help="methods; then there is no picture")
+    parser.add_argument("--smoke", action="store_true", help="a few images, one seed")
+    parser.add_argument("--output", type=Path, help="the JSON file; pictures lie beside it")
+    arguments = parser.parse_args()
+    setting = SETTINGS[arguments.set]
+    if arguments.smoke:
+        setting = smoke(setting)
+    names = [method.name for method in methods(setting)]
+    strange = [name for name in arguments.only if name not in names]
+    if strange or arguments.workers < 1:
+        parser.error(
+            f"--only takes {', '.join(names)}, and --workers at least 1, "
+            f"got {', '.join(strange)} and {arguments.workers}"
+        )
+    for module in ("pyautoattack", "matplotlib"):  # found missing now, not at the end
+        importlib.import_module(module)
+    try:
+        data = load(arguments.data)
+    except FileNotFoundError as error:
+        parser.error(
+            f"{error}: give the path of an .npz file with x_train, y_train, x_test and y_test, or "
+            f"--data {arguments.set}, which torchvision downloads (robustkern[data])"
+        )
+    default = Path(__file__).parent / "results" / f"frontier-{arguments.set}.json"
+    path = arguments.output or default.with_stem(default.stem + "-smoke" * arguments.smoke)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(path, setting, arguments.note)
+    only = ["no penalty", *arguments.only] if arguments.only else []
+    begun = time.perf_counter()
+    run(setting, data, results, arguments.workers, only)
+    content = json.loads(path.read_text())
+    for line in summary(content):
+        print(
+            f"{line.method:<26}{line.strength:>8g}{line.cost:>9.0f}{line.clean:>8.3f}"
+            f"{line.main:>8.3f}{'  on the edge' if line.on_edge else ''}"
+        )
+    if not only:
+        for text, holds in claims(content):
+            print(f"{'yes' if holds else 'no'}: {text}")
+        draw(content, path)
+        draw_steps(content, path)
+    print(f"{time.perf_counter() - begun:.0f} s; written: {path}")
+
+
+if __name__ == "__main__":
+    main()

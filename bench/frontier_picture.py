@@ -1,0 +1,235 @@
+"""What bench/frontier.py found: a line for each method, the edge, the pictures and the claims."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustkern.evaluation import wilson_interval
+
+Content = dict[str, Any]
+# Okabe and Ito's colours, which the colour-blind can tell apart, and a marker of its own for each.
+LOOKS = {
+    "plain": ("#000000", "o", "no penalty, weight decay"),
+    "penalty": ("#0072B2", "o", "penalties by first-order passes"),
+    "naive": ("#D55E00", "X", "the same by double backward"),
+    "attack": ("#E69F00", "s", "training on attacks"),
+    "both": ("#009E73", "D", "attacks and a penalty"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method: shares are means over the seeds, costs are in plain training steps."""
+
+    method: str
+    family: str
+    naive_of: str | None
+    strength: float
+    clean: float
+    pgd: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+    main: float  # PGD at the main eps, with its range over the seeds
+    low: float
+    high: float
+    apgd: float
+    passes: float  # of a step, counted
+    step: float  # measured
+    cost: float  # of the fine-tuning
+    on_edge: bool = False
+
+
+def summary(content: Content) -> list[Line]:
+    """The methods whose every seed was trained, from the cheapest on."""
+    setting = content["setting"]
+    main = setting["eps"].index(setting["main_eps"])
+    steps = setting["epochs"] * -(-setting["train"] // setting["batch_size"])
+    times = {r["method"]: r["plain_steps"] for r in content["rows"] if r["kind"] == "step"}
+    finals: dict[str, list[dict[str, Any]]] = {}
+    for row in content["rows"]:
+        if row["kind"] == "final":
+            finals.setdefault(row["method"], []).append(row)
+    lines = []
+    for method, rows in finals.items():
+        if len(rows) < setting["seeds"] or any("failed" in r for r in rows):
+            continue
+        images = len(rows) * setting["test"]
+        counts = [sum(column) for column in zip(*(r["pgd_right"] for r in rows), strict=True)]
+        at_main = [r["pgd_right"][main] / setting["test"] for r in rows]
+        # A plain step is a pass forward and one back to the parameters, which is twice the work.
+        passes = [(r["passes"]["forward"] + 2 * r["passes"]["backward"]) / 3 for r in rows]
+        lines.append(
+            Line(
+                method, rows[0]["family"], rows[0]["naive_of"], rows[0]["strength"],
+                clean=sum(r["right"] for r in rows) / images,
+                pgd=tuple(count / images for count in counts),
+                intervals=tuple(wilson_interval(count, images) for count in counts),
+                main=statistics.mean(at_main), low=min(at_main), high=max(at_main),
+                apgd=statistics.mean(r["apgd_right"] / setting["apgd_images"] for r in rows),
+                passes=statistics.mean(passes),
+                step=times[method], cost=steps * times[method],
+            )
+        )  # fmt: skip
+    return with_edge(sorted(lines, key=lambda line: line.cost))
+
+
+def dominates(a: Line, b: Line) -> bool:
+    """Whether `a` costs no more and is no less robust, and one of them strictly."""
+    return a.cost <= b.cost and a.main >= b.main and (a.cost < b.cost or a.main > b.main)
+
+
+def with_edge(lines: list[Line]) -> list[Line]:
+    """The same lines, and which of them no other dominates."""
+    return [
+        Line(**{**vars(line), "on_edge": not any(dominates(other, line) for other in lines)})
+        for line in lines
+    ]
+
+
+def claims(content: Content) -> list[tuple[str, bool]]:
+    """What the project says of these figures, in figures, and whether it holds."""
+    lines = {line.method: line for line in summary(content)}
+    found = []
+    if "PGD-7" in lines:
+        goal = lines["PGD-7"]
+        near = [
+            line
+            for line in lines.values()
+            if line.family in ("penalty", "both") and line.main >= goal.main - 0.01
+        ]
+        text = f"PGD-7 reaches {100 * goal.main:.1f}% at {goal.step:.2f} plain steps a step"
+        if near:
+            best = min(near, key=lambda line: line.cost)
+            share = best.cost / goal.cost
+            text += (
+                f"; the cheapest penalty within one point, {best.method}, {100 * best.main:.1f}% "
+                f"at {best.step:.2f}, {share:.2f} of its cost; at most half is asked"
+            )
+        else:
+            text += "; no penalty comes within one point"
+        found.append((text, bool(near) and share <= 0.5))
+    naive, ours = lines.get("CURE, authors' structure"), lines.get("CURE")
+    if naive and ours:
+        share = ours.step / naive.step
+        text = f"CURE takes {share:.2f} of the time of its authors' structure; at most 0.6 is asked"
+        found.append((text, share <= 0.6))
+    pairs = [(lines[n.naive_of], n) for n in lines.values() if n.naive_of in lines]
+    if pairs:
+        beaten = [f"{ours.method} by {n.method}" for ours, n in pairs if dominates(n, ours)]
+        text = "no method is dominated by its naive version" + (
+            f": {', '.join(beaten)}" if beaten else f", of {len(pairs)} such"
+        )
+        found.append((text, not beaten))
+    return found
+
+
+def draw(content: Content, path: Path) -> None:
+    """PGD accuracy at the main eps against cost, beside `path` as PNG and SVG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    lines, setting = summary(content), content["setting"]
+    figure = Figure((10, 6.5))
+    axes = figure.add_axes((0.08, 0.1, 0.6, 0.83))
+    axes.set_xscale("log")
+    for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatted(ScalarFormatter())
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    for line in lines:
+        colour, marker, _ = LOOKS[line.family]
+        around = [[100 * (line.main - line.low)], [100 * (line.high - line.main)]]
+        axes.errorbar(
+            line.cost, 100 * line.main, around, color=colour, marker=marker, markersize=7,
+            elinewidth=1, alpha=1 if line.on_edge else 0.4,
+        )  # fmt: skip
+    edge = [line for line in lines if line.on_edge]
+    axes.step(
+        [line.cost for line in edge], [100 * line.main for line in edge],
+        where="post", color="#999999", linewidth=1, zorder=0,
+    )  # fmt: skip
+    axes.set_xlabel("cost of fine-tuning, in plain training steps (measured)")
+    axes.set_ylabel(
+        f"accuracy under PGD-{setting['pgd_steps']} at eps {setting['main_eps']:.3g} (%)"
+    )
+    axes.set_title(data_title(content))
+    axes.grid(alpha=0.3)
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
+        for colour, marker, label in LOOKS.values()
+    ]
+    handles += [
+        Line2D(
+            [], [], color=LOOKS[line.family][0], marker=LOOKS[line.family][1], linestyle="",
+            markersize=5, alpha=1 if line.on_edge else 0.4, label=f"{number}  {line.method}",
+        )
+        for number, line in enumerate(lines, 1)
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0.69, 0.95), fontsize=8, frameon=False
+    )
+    figure.canvas.draw()  # so that the numbers can be placed in pixels
+    place_numbers(axes, lines)
+    with rc_context({"svg.hashsalt": "frontier"}):
+        save(figure, path)
+
+
+def place_numbers(axes: Any, lines: list[Line]) -> None:
+    """A number at each point, those on the edge bold, where neither points nor numbers are."""
+    points = [axes.transData.transform((line.cost, 100 * line.main)) for line in lines]
+    taken = [tuple(point) for point in points]
+    for number, (line, (x, y)) in enumerate(zip(lines, points, strict=True), 1):
+        # Ever farther away, above first.
+        ways = [(0, 1), (1, 1), (-1, 1), (1, 0), (-1, 0), (1, -1), (-1, -1), (0, -1)]
+        places = [(x + r * dx, y + r * dy) for r in (14, 20, 28, 38, 50) for dx, dy in ways]
+        spot = next(
+            (p for p in places if all(max(abs(p[0] - a), abs(p[1] - b)) > 14 for a, b in taken)),
+            places[0],
+        )
+        taken.append(spot)
+        inches = ((spot[0] - x) / axes.figure.dpi, (spot[1] - y) / axes.figure.dpi)
+        axes.annotate(
+            str(number), (line.cost, 100 * line.main), (72 * inches[0], 72 * inches[1]),
+            textcoords="offset points", ha="center", va="center", fontsize=8,
+            fontweight="bold" if line.on_edge else "normal",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def draw_steps(content: Content, path: Path) -> None:
+    """What a step of each method takes, in plain steps, beside `path` as PNG and SVG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    family = {r["method"]: r["family"] for r in content["rows"] if "family" in r}
+    steps = [(r["method"], r["plain_steps"]) for r in content["rows"] if r["kind"] == "step"]
+    steps.sort(key=lambda step: -step[1])
+    figure = Figure((7, 0.25 * len(steps) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(
+        [method for method, _ in steps], [cost for _, cost in steps],
+        color=[LOOKS[family.get(method, "penalty")][0] for method, _ in steps],
+    )  # fmt: skip
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("a training step, in plain training steps")
+    axes.set_title(data_title(content))
+    axes.spines[["top", "right"]].set_visible(False)
+    with rc_context({"svg.hashsalt": "frontier"}):
+        save(figure, path.with_stem(path.stem + "-steps"))
+
+
+def data_title(content: Content) -> str:
+    """The data set, as it wants to be called."""
+    return content["note"] or {"mnist": "MNIST", "cifar10": "CIFAR-10"}[content["setting"]["set"]]
+
+
+def save(figure: Any, path: Path) -> None:
+    """As PNG and as SVG; the same figures make the same files."""
+    from robustkern.training.files import atomic_path
+
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+        with atomic_path(path.with_suffix(suffix)) as temporary:
+            figure.savefig(temporary, dpi=150, metadata=metadata)

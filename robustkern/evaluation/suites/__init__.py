@@ -1,0 +1,1 @@
+"""Suites of attacks and measures: what each network is subjected to, stored as it goes."""

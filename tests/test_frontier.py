@@ -1,0 +1,190 @@
+"""bench/frontier.py, in small: it goes all the way, goes on where it was, and draws the edge."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pyautoattack")
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "bench"))
+
+
+def frontier(data, output, *more):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "frontier.py"), "mnist", "--smoke", "--workers", "1",
+         "--data", str(data), "--output", str(output), *more],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    arrays = {}
+    for split, samples in (("train", 160), ("test", 32)):
+        labels = np.arange(samples) % 10
+        images = generator.integers(0, 64, (samples, 28, 28))
+        images[np.arange(samples), 2 * labels, :] = 255  # a row each: easy to learn
+        arrays |= {f"x_{split}": images.astype(np.uint8), f"y_{split}": labels}
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("results") / "frontier.json"
+    done = frontier(data, path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return path
+
+
+def test_every_method_is_trained_timed_and_drawn(output):
+    from frontier_methods import MNIST, methods
+    from frontier_picture import claims, summary
+
+    content = json.loads(output.read_text())
+    expected = {method.name for method in methods(MNIST) if not method.compiled}
+    for kind in ("search", "final", "step"):
+        assert {row["method"] for row in content["rows"] if row["kind"] == kind} == expected
+    lines = summary(content)
+    assert {line.method for line in lines} == expected
+    assert any(line.on_edge for line in lines)
+    assert len(claims(content)) == 3
+    for name in ("frontier.png", "frontier.svg", "frontier-steps.png", "frontier-steps.svg"):
+        assert (output.parent / name).stat().st_size
+
+
+def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
+    import frontier
+    from frontier_methods import MNIST
+
+    asked = []
+
+    def trained(*task):
+        asked.append(task)
+        return dict(zip(("kind", "method", "strength", "seed"), task, strict=True))
+
+    monkeypatch.setattr(frontier, "_trained", trained)
+    tasks = [("search", "GN", strength, 0) for strength in (1.0, 2.0, 3.0)]
+    for part in (tasks[:2], tasks, tasks):
+        with ThreadPoolExecutor(1) as pool:
+            frontier.train(pool, part, frontier.Results(tmp_path / "f.json", MNIST, ""))
+    assert asked == tasks
+    rows = frontier.Results(tmp_path / "f.json", MNIST, "").rows
+    assert sorted(row["strength"] for row in rows) == [1.0, 2.0, 3.0]
+
+
+def test_results_of_another_setting_are_refused(tmp_path):
+    from frontier import Results
+    from frontier_methods import MNIST
+
+    path = tmp_path / "f.json"
+    Results(path, dataclasses.replace(MNIST, epochs=7), "").append({"kind": "step"})
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"f\.json must be of the same setting .* got epochs 7 for 3"
+    ):
+        Results(path, MNIST, "")
+    with pytest.raises(ValueError, match="of the same note"):
+        Results(path, dataclasses.replace(MNIST, epochs=7), "a copy")
+    assert path.read_bytes() == before
+
+
+def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    from frontier import main
+
+    monkeypatch.setattr("sys.argv", ["frontier.py", "mnist", "--data", str(tmp_path / "none.npz")])
+    with pytest.raises(SystemExit):
+        main()
+    message = capsys.readouterr().err
+    assert "none.npz does not exist" in message
+    assert "--data mnist, which torchvision downloads" in message
+
+
+def test_the_strength_is_the_most_robust_of_those_that_keep_clean_accuracy():
+    from frontier import chosen
+    from frontier_methods import Method
+
+    def row(method, strength, clean, pgd):
+        return {
+            "kind": "search",
+            "method": method,
+            "strength": strength,
+            "clean": clean,
+            "pgd": pgd,
+        }
+
+    rows = [
+        row("no penalty", 0.0, 0.98, 0.1),
+        row("GN", 1.0, 0.98, 0.3),
+        row("GN", 2.0, 0.97, 0.5),
+        row("GN", 3.0, 0.90, 0.7),
+    ]
+    assert chosen(rows, Method("GN", "penalty", grid=(1.0, 2.0, 3.0)), 0.02) == 2.0
+    assert chosen(rows, Method("GN", "penalty", grid=(3.0,)), 0.02) == 3.0
+    rows[3]["failed"] = "the loss"
+    assert chosen(rows, Method("GN", "penalty", grid=(3.0,)), 0.02) is None
+
+
+def content(*measured):
+    """Results of one seed on 100 images, from (method, family, naive of, step, right)."""
+    rows = []
+    for method, family, naive_of, step, right in measured:
+        rows.append(
+            {"kind": "final", "method": method, "family": family, "naive_of": naive_of, "seed": 0,
+             "strength": 1.0, "passes": {"forward": 1.0, "backward": 1.0}, "right": 98,
+             "pgd_right": [right], "apgd_right": right}
+        )  # fmt: skip
+        rows.append({"kind": "step", "method": method, "plain_steps": step})
+    setting = {
+        "set": "mnist", "eps": [0.1], "main_eps": 0.1, "epochs": 1, "train": 64, "batch_size": 64,
+        "seeds": 1, "test": 100, "apgd_images": 100, "pgd_steps": 20,
+    }  # fmt: skip
+    return {"setting": setting, "note": "", "rows": rows}
+
+
+def test_the_edge_is_what_nothing_dominates():
+    from frontier_picture import summary
+
+    found = summary(
+        content(
+            ("PGD-7", "attack", None, 7.0, 90),
+            ("CURE", "penalty", None, 4.0, 85),
+            ("CURE, authors' structure", "naive", "CURE", 8.0, 80),
+            ("no penalty", "plain", None, 1.0, 20),
+        )
+    )
+    assert [(line.method, line.on_edge) for line in found] == [
+        ("no penalty", True), ("CURE", True), ("PGD-7", True), ("CURE, authors' structure", False),
+    ]  # fmt: skip
+    low, high = found[1].intervals[0]
+    assert low < found[1].main == 0.85 < high
+
+
+@pytest.mark.parametrize(
+    ("cure", "expected"),
+    [((3.0, 89), [True, True, True]), ((6.0, 88), [False, False, True]),
+     ((9.0, 70), [False, False, False])],
+)  # fmt: skip
+def test_claims_are_judged_by_the_figures(cure, expected):
+    from frontier_picture import claims
+
+    found = claims(
+        content(
+            ("PGD-7", "attack", None, 7.0, 90),
+            ("CURE", "penalty", None, *cure),
+            ("CURE, authors' structure", "naive", "CURE", 8.0, 80),
+        )
+    )
+    assert [holds for _, holds in found] == expected

@@ -151,9 +151,10 @@ def test_networks_differ_in_more_than_colour(name):
 
 
 def test_lines_hold_the_data():
-    axes, _ = FIGURES["profile"][0]().axes
-    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
-    assert axes.lines[0].get_ydata().tolist() == [3, 1, 0]
+    whole, _ = FIGURES["profile"][0]().axes
+    assert whole.lines[0].get_xdata().tolist() == [1, 2]
+    assert whole.lines[0].get_ydata().tolist() == [3, 1]
+    assert whole.get_title() == "all but 1 of zero"
     accuracy = FIGURES["evolution"][0]().axes[2]
     assert accuracy.lines[0].get_ydata().tolist() == [0, 50]
     (axes,) = FIGURES["bound_curves"][0]().axes

@@ -24,7 +24,8 @@ def profile(networks: Networks) -> Figure:
             "low" and "high" of its intervals, (d,).
 
     Returns:
-        The figure: to the left all, to the right the largest on a linear scale.
+        The figure: to the left all but those of zero at the end, to the right the largest, on a
+        linear scale.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -45,7 +46,8 @@ def profile(networks: Networks) -> Figure:
             )
     # The many small ones would be a line at zero.
     top = max(float(np.abs(mean).max()) for mean in means)
-    whole.set_yscale("symlog", linthresh=1e-3 * top or 1.0)
+    thousandth = 10.0 ** np.ceil(np.log10(top / 1000)) if top else 1.0
+    whole.set_yscale("symlog", linthresh=thousandth)
     largest.set_xlim(left=0)
     zeros = max(map(len, means)) - shown
     whole.set_title(f"all but {zeros} of zero" if zeros > 0 else "all", fontsize="medium")

@@ -154,7 +154,7 @@ def test_lines_hold_the_data():
     whole, _ = FIGURES["profile"][0]().axes
     assert whole.lines[0].get_xdata().tolist() == [1, 2]
     assert whole.lines[0].get_ydata().tolist() == [3, 1]
-    assert whole.get_title() == "all but 1 of zero"
+    assert whole.get_title() == "all but 1, which are zero"
     accuracy = FIGURES["evolution"][0]().axes[2]
     assert accuracy.lines[0].get_ydata().tolist() == [0, 50]
     (axes,) = FIGURES["bound_curves"][0]().axes

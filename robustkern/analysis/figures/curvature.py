@@ -50,7 +50,7 @@ def profile(networks: Networks) -> Figure:
     whole.set_yscale("symlog", linthresh=thousandth)
     largest.set_xlim(left=0)
     zeros = max(map(len, means)) - shown
-    whole.set_title(f"all but {zeros} of zero" if zeros > 0 else "all", fontsize="medium")
+    whole.set_title(f"all but {zeros}, which are zero" if zeros > 0 else "all", fontsize="medium")
     largest.set_title("the largest", fontsize="medium")
     for axes in (whole, largest):
         axes.axhline(0, color="black", linewidth=0.5)

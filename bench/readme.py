@@ -13,6 +13,8 @@ from typing import Any
 import analysis_page
 from frontier_picture import claims, data_title, summary
 
+from robustkern.evaluation import verdict
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -333,6 +335,40 @@ def sgr() -> str:
     )
 
 
+def evaluation() -> str:
+    """The verdict on each network of the evaluation on MNIST."""
+    results = read("evaluation-mnist")
+    if results is None:
+        return NOT_MEASURED
+    (report,) = results["rows"]
+    attacks = ("PGD-20", "APGD", "Square", "SPSA")
+    rows = []
+    for found in verdict(report):
+        measured = {item: row["value"] for item, row in report["networks"][found.network].items()}
+        accuracy, samples = measured["attacks"]["accuracy"], measured["attacks"]["samples"]
+        median = measured["distances"]["CW L2"]["median"]
+        low, high = found.worst_interval
+        rows.append(
+            [
+                found.network,
+                f"{100 * found.clean:.1f}%",
+                *(f"{100 * accuracy[name]:.1f}%" for name in attacks),
+                f"{100 * found.worst:.1f}% ({100 * low:.1f} to {100 * high:.1f})",
+                "" if median is None else f"{median:.2f}",
+                str(len(found.warnings)),
+            ]
+        )
+    whole = report["data"]["images"]
+    fewer = [f"{name} on {samples[name]}" for name in attacks if samples[name] < whole]
+    header = ["network", "clean", *attacks, "worst case", "median L2 distance (CW)", "warnings"]
+    note = f" ({', '.join(fewer)})" if fewer else ""
+    return (
+        f"Accuracy on {whole:,} test images{note}, no pixel changed by more "
+        f"than {report['radius']:g}; the worst case is over all attacks, image by image, with its "
+        f"95% interval. {made(results)}" + table(header, rows)
+    )
+
+
 def shift() -> str:
     """How well the first-order gradient agrees with double backward, over shifts."""
     results = read("shift")
@@ -460,6 +496,7 @@ SECTIONS = {
     "step": step,
     "other_steps": other_steps,
     "attacks": attacks,
+    "evaluation": evaluation,
     "ops": ops,
     "gpu": gpu,
     "mnist": training("mnist"),

@@ -1,5 +1,7 @@
 """Settings of Sphinx, which makes the site: `make docs`."""
 
+from pathlib import Path
+
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
@@ -19,6 +21,10 @@ default_role = "literal"  # docstrings have `code` in single backticks, as Markd
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 html_math_renderer = "mathml"
+# Reports of `robustkern evaluate`, which pages point to.
+html_extra_path = [
+    str(page) for page in Path(__file__).resolve().parent.parent.glob("bench/results/*.html")
+]
 
 
 def inline_math(writer, node):

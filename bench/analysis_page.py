@@ -127,7 +127,7 @@ def alignment(data: Data) -> str:
 
 def bounds(data: Data) -> str:
     """Medians, and how often the quadratic's lower bound is above the distance."""
-    text = ""
+    text, below = "", []
     for loss, title in (("cross_entropy", "cross-entropy, t = log 2"), ("margin", "margin, t = 0")):
         rows = []
         for name, each in data[loss].items():
@@ -136,13 +136,19 @@ def bounds(data: Data) -> str:
                 distance is not None and (lower is None or distance < lower)
                 for lower, distance in zip(each["lower"], each["distances"], strict=True)
             ]
-            share = f"{100 * sum(pairs) / max(1, len(pairs)):.0f}%"
-            rows.append([name, *(f"{m:.3g}" for m in medians), share, str(each["excluded"])])
+            below.append(100 * sum(pairs) / max(1, len(pairs)))
+            rows.append(
+                [name, *(f"{m:.3g}" for m in medians), f"{below[-1]:.0f}%", str(each["excluded"])]
+            )
         header = [title, "median lower bound", "median distance", "median upper bound"]
         text += table([*header, "distance below the lower bound", "excluded, c < 0"], rows)
     distances = {name: middle(each["distances"]) for name, each in data["margin"].items()}
     claim = "robust training moves the boundary away"
-    return text + compared(distances, claim, smaller=False) + "\n"
+    return (
+        f"{text}{compared(distances, claim, smaller=False)} Of the images {min(below):.0f}% to "
+        f"{max(below):.0f}% have their boundary nearer than the lower bound: so far out the loss "
+        "is no longer the quadratic.\n"
+    )
 
 
 def sections(data: Data) -> str:
@@ -223,15 +229,15 @@ def normals(data: Data) -> str:
     shared = curved["mean"][0] > 2 * curved["error"][0]
     return (
         table(header, rows)
-        + f"{_verdict(steep)} of flat boundaries: ten directions hold more than twice what they "
-        f"hold of random vectors. {_verdict(shared)} of curved ones: on the other half of the "
+        + f"{_verdict(steep, 'the flat model')}: ten directions hold more than twice what they "
+        f"hold of random vectors. {_verdict(shared, 'the curved model')}: on the other half of the "
         f"images too the boundaries of {first} bend towards them along the first shared direction, "
         "by more than two standard errors.\n"
     )
 
 
-def _verdict(holds: bool) -> str:
-    return f"{'Agrees' if holds else 'Does not agree'} with the paper"
+def _verdict(holds: bool, source: str = "the paper") -> str:
+    return f"{'Agrees' if holds else 'Does not agree'} with {source}"
 
 
 def subspace(data: Data) -> str:
@@ -244,7 +250,7 @@ def subspace(data: Data) -> str:
     ratios = [ratio for each in data["networks"].values() for _, ratio, _ in each["ratios"]]
     near = max(abs(ratio - 1) for ratio in ratios) < 0.5
     return table(["network, over the law", *(f"m = {dim}" for dim in dims)], rows) + (
-        f"{_verdict(near)}: all distances are within half of the law's. The smaller the subspace, "
+        f"{_verdict(near, 'the law')}: all distances are within half of the law's. The smaller the subspace, "
         f"the {'nearer' if ratios[0] < 1 else 'farther'} is the boundary of the first network "
         "than the law has it.\n"
     )

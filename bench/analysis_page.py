@@ -146,8 +146,8 @@ def bounds(data: Data) -> str:
     claim = "robust training moves the boundary away"
     return (
         f"{text}{compared(distances, claim, smaller=False)} Of the images {min(below):.0f}% to "
-        f"{max(below):.0f}% have their boundary nearer than the lower bound: so far out the loss "
-        "is no longer the quadratic.\n"
+        f"{max(below):.0f}% have their boundary nearer than the lower bound: that far out the "
+        "loss of these is no longer the quadratic.\n"
     )
 
 
@@ -229,10 +229,10 @@ def normals(data: Data) -> str:
     shared = curved["mean"][0] > 2 * curved["error"][0]
     return (
         table(header, rows)
-        + f"{_verdict(steep, 'the flat model')}: ten directions hold more than twice what they "
-        f"hold of random vectors. {_verdict(shared, 'the curved model')}: on the other half of the "
-        f"images too the boundaries of {first} bend towards them along the first shared direction, "
-        "by more than two standard errors.\n"
+        + f"{_verdict(steep, 'the flat model')}, if ten directions are to hold more than twice "
+        f"what they hold of random vectors. {_verdict(shared, 'the curved model')}, if the "
+        f"boundaries of {first} near the other half of the images are to bend towards these along "
+        "the first shared direction by more than two standard errors.\n"
     )
 
 
@@ -250,9 +250,8 @@ def subspace(data: Data) -> str:
     ratios = [ratio for each in data["networks"].values() for _, ratio, _ in each["ratios"]]
     near = max(abs(ratio - 1) for ratio in ratios) < 0.5
     return table(["network, over the law", *(f"m = {dim}" for dim in dims)], rows) + (
-        f"{_verdict(near, 'the law')}: all distances are within half of the law's. The smaller the subspace, "
-        f"the {'nearer' if ratios[0] < 1 else 'farther'} is the boundary of the first network "
-        "than the law has it.\n"
+        f"{_verdict(near, 'the law')}, if that is to be within half of it. At m = {dims[0]} the "
+        f"boundary of the first network is {'nearer' if ratios[0] < 1 else 'farther'} than that.\n"
     )
 
 

@@ -43,10 +43,11 @@ def by_batch(
     batch_size: int,
     inputs: Tensor,
     *labels: Tensor,
+    advance: Callable[[int], object] | None = None,
 ) -> Tensor:
     """What `measure` returns for each batch of inputs and labels, in a row."""
     check_count(caller, "batch_size", batch_size)
-    example = next(model.parameters(), inputs)
+    example = next((p for p in model.parameters() if p.is_floating_point()), inputs)
     found = []
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         for start in range(0, len(inputs), batch_size):
@@ -55,11 +56,13 @@ def by_batch(
             batch = inputs[part].detach().clone().to(example)
             others = [each[part].clone().to(example.device) for each in labels]
             found.append(measure(batch, *others).detach().to(inputs.device))
+            if advance is not None:
+                advance(len(batch))
     return torch.cat(found)
 
 
 def logits(caller: str, model: nn.Module, inputs: Tensor) -> Tensor:
-    """The model's outputs for a batch, checked."""
+    """The model's outputs for a batch, checked: (N, classes), float32 or better."""
     outputs = model(inputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"{caller}: model must return a tensor, got {type(outputs).__name__}")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkern.analysis.samples import check_labels, logits
 from robustkern.evaluation.balls import draw, precise, project, rounded, steepest
 from robustkern.gradients.modes import evaluating
 
@@ -249,31 +250,6 @@ def _standing(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> T
         )
     check_labels(name, targets, outputs)
     return (outputs.argmax(1) == targets).nonzero().squeeze(1)
-
-
-def logits(caller: str, model: nn.Module, inputs: Tensor) -> Tensor:
-    """The model's outputs for a batch, checked: (N, classes), float32 or better."""
-    outputs = model(inputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"{caller}: model must return a tensor, got {type(outputs).__name__}")
-    if outputs.dim() != 2 or len(outputs) != len(inputs) or outputs.shape[1] < 2:
-        raise ValueError(
-            f"{caller}: model must return (N, classes) of at least two classes, "
-            f"got {tuple(outputs.shape)} for {tuple(inputs.shape)}"
-        )
-    if not outputs.isfinite().all():
-        raise ValueError(f"{caller}: model must return finite outputs, got infinite ones or NaN")
-    return precise(outputs)
-
-
-def check_labels(caller: str, labels: Tensor, outputs: Tensor) -> None:
-    """Refuse labels that the model has no output for."""
-    low, high = (int(bound) for bound in labels.aminmax())
-    if low < 0 or high >= outputs.shape[1]:
-        raise ValueError(
-            f"{caller}: targets must lie in [0, {outputs.shape[1]}), the model's classes, "
-            f"got values from {low} to {high}"
-        )
 
 
 def _attack_standing(

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkern.analysis.samples import logits
 from robustkern.covariance import CovarianceFunction
 from robustkern.evaluation.accuracy import accuracy
-from robustkern.evaluation.attacks import _attack_standing, _check, _check_counts, logits
+from robustkern.evaluation.attacks import _attack_standing, _check, _check_counts
 
 
 def lrc(

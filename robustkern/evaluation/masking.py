@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _margin, check_labels
+from robustkern.analysis.samples import check_labels
+from robustkern.evaluation.attacks import _margin
 from robustkern.evaluation.passes import (
     Advance,
     Attack,

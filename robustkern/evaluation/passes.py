@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import _check, check_labels, logits
-from robustkern.gradients.modes import evaluating
+from robustkern.analysis.samples import by_batch, check_labels, logits
+from robustkern.evaluation.attacks import _check
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Advance = Callable[[int], object]
@@ -74,7 +74,7 @@ def attacked(
     def found(batch: Tensor, labels: Tensor) -> Tensor:
         return _attack_batch(caller, model, batch, labels, attack)
 
-    return by_batch(caller, model, found, inputs, targets, batch_size, advance)
+    return by_batch(caller, model, found, batch_size, inputs, targets, advance=advance)
 
 
 def outputs_of(
@@ -85,7 +85,7 @@ def outputs_of(
     def found(batch: Tensor) -> Tensor:
         return logits(caller, model, batch)
 
-    return by_batch(caller, model, found, inputs, None, batch_size, advance)
+    return by_batch(caller, model, found, batch_size, inputs, advance=advance)
 
 
 def correct(
@@ -106,33 +106,7 @@ def correct(
         check_labels(caller, labels, outputs)
         return outputs.argmax(1) == labels
 
-    return by_batch(caller, model, right, inputs, targets, batch_size, advance)
-
-
-def by_batch(
-    caller: str,
-    model: nn.Module,
-    measure: Callable[..., Tensor],
-    inputs: Tensor,
-    targets: Tensor | None,
-    batch_size: int,
-    advance: Advance | None,
-) -> Tensor:
-    """What `measure` returns for each batch of inputs and, if there are any, targets, in a row."""
-    if batch_size < 1:
-        raise ValueError(f"{caller}: batch_size must be at least 1, got {batch_size}")
-    example = next((p for p in model.parameters() if p.is_floating_point()), inputs)
-    found = []
-    with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        for start in range(0, len(inputs), batch_size):
-            # Copies, for autograd cannot save what a caller's inference mode has made.
-            batch = [inputs[start : start + batch_size].detach().clone().to(example)]
-            if targets is not None:
-                batch.append(targets[start : start + batch_size].clone().to(example.device))
-            found.append(measure(*batch).to(inputs.device))
-            if advance is not None:
-                advance(len(batch[0]))
-    return torch.cat(found)
+    return by_batch(caller, model, right, batch_size, inputs, targets, advance=advance)
 
 
 def check_data(caller: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> None:

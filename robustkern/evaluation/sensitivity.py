@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustkern import functional
-from robustkern.evaluation.attacks import check_labels, logits
+from robustkern.analysis.samples import by_batch, check_labels, input_gradient, logits
 from robustkern.evaluation.passes import (
     Advance,
-    by_batch,
     check_data,
     check_samples,
 )
@@ -93,14 +92,15 @@ def norms(
                 labels = outputs.detach().argmax(1)
             check_labels(caller, labels, outputs)
             loss = F.cross_entropy(outputs, labels, reduction="sum")
-        found = functional.gradient_norm(_gradient(loss, batch), p)
+        found = functional.gradient_norm(input_gradient(loss, batch), p)
         if not found.isfinite().all():
             raise ValueError(
                 f"{caller}: model must have finite input gradients, got infinite ones or NaN"
             )
         return found
 
-    return by_batch(caller, model, norm, inputs, targets, batch_size, advance)
+    labels = () if targets is None else (targets,)
+    return by_batch(caller, model, norm, batch_size, inputs, *labels, advance=advance)
 
 
 def gradient_statistics(
@@ -148,22 +148,17 @@ def gradient_statistics(
             outputs = logits(caller, model, batch.requires_grad_())
             rows = outputs.sum(0).unbind()
         return torch.stack(
-            [functional.gradient_norm(_gradient(row, batch), 2) for row in rows]
+            [
+                functional.gradient_norm(input_gradient(row, batch, retain_graph=True), 2)
+                for row in rows
+            ]
         ).amax(0)
 
     of_loss = norms(caller, model, inputs, targets, 2, batch_size, advance)
-    of_outputs = by_batch(caller, model, jacobian, inputs, None, batch_size, advance)
+    of_outputs = by_batch(caller, model, jacobian, batch_size, inputs, advance=advance)
     return GradientStatistics(
         of_loss.mean().item(),
         of_loss.max().item(),
         of_outputs.mean().item(),
         of_outputs.max().item(),
     )
-
-
-def _gradient(scalar: Tensor, inputs: Tensor) -> Tensor:
-    """Zero where the scalar does not depend on the inputs, as behind a rounding."""
-    if not scalar.requires_grad:
-        return torch.zeros_like(inputs)
-    (gradient,) = torch.autograd.grad(scalar, inputs, retain_graph=True, materialize_grads=True)
-    return gradient

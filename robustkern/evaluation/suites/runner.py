@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkern.evaluation.attacks import check_labels, pgd
+from robustkern.analysis.samples import check_labels
+from robustkern.evaluation.attacks import pgd
 from robustkern.evaluation.counting import Cost, metered
 from robustkern.evaluation.curves import check_eps
 from robustkern.evaluation.minimal import _library

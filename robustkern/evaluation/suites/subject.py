@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.evaluation.attacks import check_labels, fgsm, pgd
+from robustkern.analysis.samples import check_labels
+from robustkern.evaluation.attacks import fgsm, pgd
 from robustkern.evaluation.autoattack import apgd, autoattack, fab, square
 from robustkern.evaluation.counting import Cost, metered
 from robustkern.evaluation.evasive import evasive_carlini_wagner

@@ -159,6 +159,16 @@ def test_gap_and_gradient_are_the_losses(loss):
     torch.testing.assert_close(g, torch.autograd.grad(losses.sum(), leaf)[0])
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_a_confident_float32_network_keeps_its_gradient(loss):
+    weight, x = torch.tensor([[20.0, 1.0], [0.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.3]])
+    label = torch.tensor([0])
+    c, g = loss_gap(linear(weight), x, label, loss=loss)
+    _, expected = loss_gap(linear(weight.double()), x.double(), label, loss=loss)
+    assert c.dtype == g.dtype == torch.float32
+    torch.testing.assert_close(g, expected.float(), rtol=1e-4, atol=0)
+
+
 def test_another_loss_is_refused():
     message = 'loss_gap: loss must be "cross_entropy" or "margin", got \'hinge\''
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -221,9 +221,10 @@ def loss_gap(
         with torch.enable_grad():
             outputs = logits(caller, model, batch.requires_grad_())
             check_labels(caller, labels, outputs)
-            losses = loss_fn(outputs, labels, reduction="none")
+            # In float64, because of a confident network's 1 - p float32 leaves only rounding.
+            losses = loss_fn(outputs.double(), labels, reduction="none")
             gradient = input_gradient(losses.sum(), batch)
-        return torch.cat([losses.unsqueeze(1), gradient.flatten(1).to(losses.dtype)], dim=1)
+        return torch.cat([losses.unsqueeze(1), gradient.flatten(1)], dim=1).to(outputs.dtype)
 
     found = by_batch(caller, model, measure, batch_size, inputs, targets)
     return _THRESHOLDS[loss] - found[:, 0], found[:, 1:].view_as(inputs)

@@ -27,23 +27,24 @@ from robustkern.gradients.network import _nodes_between
 
 __all__ = ["GaussNewton", "curved_operations", "gauss_newton"]
 
-# Linear around all points but those of a kink, in whatever they are applied to.
+# Linear around all points but those of a kink, in whatever they are applied to. Torch numbers its
+# own: without a number it is a custom function, whatever its name.
 _PIECEWISE_LINEAR = re.compile(
-    r"(Relu|LeakyRelu|Prelu|PreluKernel|Hardtanh|Threshold|Abs|Clamp|ClampMin|ClampMax|Where|Max"
+    r"(Relu|LeakyRelu|Hardtanh|Threshold|Abs|Clamp|ClampMin|ClampMax|Where|Max"
     r"|Min|Amax|Amin|Maximum|Minimum|Sort|Topk|MaxPool\w*|AdaptiveMaxPool\w*|AvgPool\w*"
     r"|AdaptiveAvgPool\w*|MkldnnMaxPool\w*|MkldnnAdaptiveAvgPool\w*|Mean|Sum|Cumsum|Add|Sub|Rsub"
     r"|Neg|Alias|View|UnsafeView|ReshapeAlias|Permute|Transpose|T|Mt|Squeeze|Unsqueeze|Expand"
-    r"|Repeat|Flip|Roll|Clone|ToCopy|Copy|CopySlices|AsStrided|Select|Slice|Index|IndexSelect"
+    r"|Repeat|Flip|Roll|Clone|ToCopy|AsStrided|Select|Slice|Index|IndexSelect"
     r"|Gather|Cat|Stack|Split|SplitWithSizes|Unbind|Unfold|Im2Col|Col2Im|ConstantPadNd"
     r"|ReflectionPad\w*|ReplicationPad\w*|PixelShuffle|PixelUnshuffle|Upsample\w*"
-    r"|MaskedFill|AccumulateGrad)(Backward\d*)?"
+    r"|MaskedFill)Backward\d+|AccumulateGrad"
 )
 # Linear in each of what they multiply, but not in several at once.
 _MULTILINEAR = re.compile(
     r"(Mul|Div|Mm|Mv|Bmm|Addmm|Addmv|Addbmm|Baddbmm|Dot|Linear|MkldnnLinear|Convolution"
-    r"|ConvolutionOverrideable|MkldnnConvolution|CudnnConvolution)Backward\d*"
+    r"|ConvolutionOverrideable|MkldnnConvolution|CudnnConvolution|Prelu|PreluKernel"
+    r"|(Native|Cudnn|Miopen)BatchNorm)Backward\d+"
 )
-_BATCH_NORM = re.compile(r"(Native|Cudnn|Miopen)BatchNormBackward\d*")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def curved_operations(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     r"""The operations of a network that are not piecewise linear in its inputs.
 
     They are read from autograd's graph of the outputs, so functions count as layers do. What is
-    unknown counts as curved: compiled models, custom functions.
+    unknown counts as curved: compiled models, custom functions, writes in place to a part of a
+    tensor.
 
     Args:
         model: as `gauss_newton` takes it.
@@ -161,14 +163,10 @@ def _curved(outputs: Tensor, x: Tensor) -> tuple[str, ...]:
     for node in through:
         name = node.name().split("::")[-1]
         moving = [before in through for before, _ in node.next_functions]
-        if _PIECEWISE_LINEAR.fullmatch(name):
-            linear = True
-        elif _BATCH_NORM.fullmatch(name):
-            linear = not getattr(node, "_saved_training", True)
-        else:
-            linear = bool(_MULTILINEAR.fullmatch(name)) and sum(moving) <= 1
-            linear = linear and not (name.startswith("Div") and moving[1])
-        if not linear:
+        linear = bool(_MULTILINEAR.fullmatch(name)) and sum(moving) <= 1
+        linear = linear and not (name.startswith("Div") and moving[1])
+        linear = linear and not getattr(node, "_saved_training", False)  # batch norm's
+        if not (linear or _PIECEWISE_LINEAR.fullmatch(name)):
             found.add(re.sub(r"Backward\d*$", "", name))
     return tuple(sorted(found))
 

@@ -22,6 +22,7 @@ from robustkern.analysis.samples import (
     check_network,
     input_gradient,
     logits,
+    repeatable,
 )
 from robustkern.gradients.network import _nodes_between
 
@@ -85,8 +86,9 @@ def gauss_newton(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> 
     :math:`A A^T`; they are found as squared singular values of A, which keeps the small ones.
 
     Args:
-        model: maps (N, \*D) to (N, classes), logits, each sample on its own: without batch norm or
-            dropout in training mode. It and its `.grad` are left as they are.
+        model: maps (N, \*D) to (N, classes), logits, each sample on its own and at each call alike:
+            without batch norm, dropout or spectral norm in training mode. It and its `.grad` are
+            left as they are.
         inputs: (N, \*D) floating point, on the device of the model.
         batch_size: samples per pass; each costs a forward and an input gradient per class.
 
@@ -110,7 +112,8 @@ def gauss_newton(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> 
     check_inputs(caller, model, inputs)
     check_count(caller, "batch_size", batch_size)
     check_network(caller, model)
-    found = [_eigenpairs(caller, model, x) for x in torch.split(inputs, batch_size)]
+    with repeatable(caller, model, inputs.device):
+        found = [_eigenpairs(caller, model, x) for x in torch.split(inputs, batch_size)]
     curved = tuple(dict.fromkeys(name for *_, names in found for name in names))
     if curved:
         note = f"only the Gauss-Newton part: not piecewise linear are {', '.join(curved)}"
@@ -154,7 +157,8 @@ def curved_operations(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     check_network(caller, model)
     with torch.inference_mode(False), torch.enable_grad():
         x = inputs.detach().clone().requires_grad_()
-        return _curved(logits(caller, model, x), x)
+        with repeatable(caller, model, x.device):
+            return _curved(logits(caller, model, x), x)
 
 
 def _curved(outputs: Tensor, x: Tensor) -> tuple[str, ...]:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.analysis.samples import check_count, check_inputs, check_network, normalized
+from robustkern.analysis.samples import (
+    check_count,
+    check_inputs,
+    check_network,
+    normalized,
+    repeatable,
+)
 from robustkern.gradients.network import check_differentiable_twice, describe
 
 __all__ = ["InputHessian"]
@@ -61,8 +67,8 @@ class InputHessian:
     they are while the operator is in use.
 
     Args:
-        model: maps (N, \*D) to outputs that `loss_fn` takes, each sample on its own: without batch
-            norm or dropout in training mode.
+        model: maps (N, \*D) to outputs that `loss_fn` takes, each sample on its own and at each
+            call alike: without batch norm, dropout or spectral norm in training mode.
         inputs: (N, \*D) floating point, on the device of the model.
         targets: N of them, as `loss_fn` takes them.
         loss_fn: `loss_fn(outputs, targets)`, the loss of each sample, (N,).
@@ -198,7 +204,8 @@ class InputHessian:
         exact = self._method == "exact"
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            loss, gradient = self._differentiate(leaf, targets, create_graph=exact)
+            with repeatable("InputHessian", self._model, x.device):
+                loss, gradient = self._differentiate(leaf, targets, create_graph=exact)
             constant = not gradient.requires_grad
             if exact and not constant:
                 check_differentiable_twice(

@@ -239,5 +239,7 @@ def test_curves_of_the_papers_illustrations():
 def test_illustrations_name_bad_input():
     with pytest.raises(ValueError, match=r"^losses_along_line: threshold must be at least loss"):
         losses_along_line([1.0], loss=2.0)
+    with pytest.raises(ValueError, match=r"slope and radius positive and finite, got .* and inf"):
+        losses_along_line([1.0], radius=math.inf)
     with pytest.raises(ValueError, match="gap must not be negative, got -1"):
         bounds_against_curvature([1.0], gap=-1)

@@ -239,6 +239,7 @@ def test_a_network_without_double_backward_is_told_of_finite_differences():
         ({"method": "gauss"}, ValueError, "method must be one of .* got 'gauss'"),
         ({"h": 0}, ValueError, "h must be positive and finite, got 0"),
         ({"h": "1"}, TypeError, "h must be a number, got str"),
+        ({"central": "no"}, TypeError, "central must be a bool, got str"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": 1.0}, TypeError, "batch_size must be an int, got float"),
     ],

@@ -90,7 +90,8 @@ def gauss_newton(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> 
             without batch norm, dropout or spectral norm in training mode. It and its `.grad` are
             left as they are.
         inputs: (N, \*D) floating point, on the device of the model.
-        batch_size: samples per pass; each costs a forward and an input gradient per class.
+        batch_size: samples per pass; each costs a forward and an input gradient per class, which
+            are kept together in float64.
 
     Returns:
         The eigenpairs, float32 or better, detached, and whether they are the Hessian's.

@@ -111,7 +111,7 @@ class InputHessian:
         central: bool = False,
         batch_size: int = 256,
     ) -> None:
-        _check(model, inputs, targets, loss_fn, method, h, batch_size)
+        _check(model, inputs, targets, loss_fn, method, h, central, batch_size)
         self._model, self._loss_fn, self._method = model, loss_fn, method
         self._h, self._central, self._batch_size = float(h), central, batch_size
         # Copies, for autograd cannot save what a caller's inference mode has made.
@@ -278,6 +278,7 @@ def _check(
     loss_fn: SampleLoss,
     method: str,
     h: float,
+    central: bool,
     batch_size: int,
 ) -> None:
     caller = "InputHessian"
@@ -298,3 +299,5 @@ def _check(
         raise TypeError(f"{caller}: h must be a number, got {type(h).__name__}")
     if not 0 < h < math.inf:
         raise ValueError(f"{caller}: h must be positive and finite, got {h!r}")
+    if not isinstance(central, bool):
+        raise TypeError(f"{caller}: central must be a bool, got {type(central).__name__}")

@@ -16,6 +16,7 @@ from robustkern.gradients.modes import evaluating
 from robustkern.gradients.replay import RandomState, Replay, is_random
 
 __all__ = [
+    "applied",
     "by_batch",
     "check_count",
     "check_floating",
@@ -83,6 +84,25 @@ def input_gradient(scalar: Tensor, inputs: Tensor, *, retain_graph: bool = False
         scalar, inputs, retain_graph=retain_graph, materialize_grads=True
     )
     return gradient
+
+
+def applied(
+    caller: str, argument: str, operator: Callable[[Tensor], Tensor], vectors: Tensor
+) -> Tensor:
+    """The product of an operator with a vector for each sample, checked and detached."""
+    product = operator(vectors)
+    if not isinstance(product, Tensor):
+        raise TypeError(f"{caller}: {argument} must return a tensor, got {type(product).__name__}")
+    if product.shape != vectors.shape:
+        raise ValueError(
+            f"{caller}: {argument} must return the shape it is given, {tuple(vectors.shape)}, "
+            f"got {tuple(product.shape)}"
+        )
+    if not product.isfinite().all():
+        raise ValueError(
+            f"{caller}: {argument} must return finite products, got infinite ones or NaN"
+        )
+    return product.detach()
 
 
 def normalized(vectors: Tensor) -> tuple[Tensor, Tensor]:

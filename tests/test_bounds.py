@@ -101,6 +101,16 @@ def test_zeros_have_limits_in_place_of_nan():
     torch.testing.assert_close(found, torch.tensor([expected for _, expected in rows]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_whole_range_of_a_type_gives_what_float64_does(dtype):
+    limits = torch.finfo(dtype)
+    values = torch.tensor([0, 2 * limits.eps, 1, limits.max], dtype=dtype)
+    given = torch.cartesian_prod(values, values, torch.cat([values, -values]), values)
+    found, exact = (vars(robustness_bounds(*g.T)) for g in (given, given.double()))
+    for name in found:
+        torch.testing.assert_close(found[name], exact[name].to(found[name].dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_extremes_give_neither_nan_nor_negative_lengths(dtype):
     limits = torch.finfo(dtype)
@@ -140,6 +150,32 @@ def test_margin_loss_is_zero_on_the_boundary_and_negative_inside():
     assert margin_loss(outputs, torch.tensor([0, 0, 0])) == losses.mean()
 
 
+def test_of_two_others_alike_margin_loss_has_the_gradient_of_one():
+    """Else c / ||g|| were more than the distance to the boundary of either."""
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    x = torch.tensor([[0.01, 0.0]], dtype=torch.float64)
+    c, g = loss_gap(linear(weight), x, torch.tensor([0]), loss="margin")
+    distance = 0.01 / 2**0.5
+    torch.testing.assert_close(
+        c / g.norm(dim=1), torch.tensor([distance]).double(), rtol=0.01, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "error", "message"),
+    [
+        ([[0.0, 1.0]], torch.tensor([0]), TypeError, "outputs must be a tensor, got list"),
+        (torch.eye(2), torch.zeros(2), TypeError, "targets must be an int64 tensor"),
+        (torch.eye(2), torch.tensor([0]), ValueError, r"targets must be \(2,\)"),
+        (torch.eye(2), torch.tensor([0, 2]), ValueError, r"targets must lie in \[0, 2\)"),
+        (torch.ones(0, 2), torch.tensor([]).long(), ValueError, ".*at least one sample"),
+    ],
+)
+def test_margin_loss_names_bad_input(outputs, targets, error, message):
+    with pytest.raises(error, match=f"^margin_loss: {message}"):
+        margin_loss(outputs, targets)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 def test_gap_and_gradient_are_the_losses(loss):
     model = nn.Sequential(linear(torch.randn(3, 4, dtype=torch.float64)), nn.Dropout()).train()
@@ -157,6 +193,16 @@ def test_gap_and_gradient_are_the_losses(loss):
         losses, t = F.cross_entropy(logits, targets, reduction="none"), math.log(2)
     torch.testing.assert_close(c, (t - losses).detach())
     torch.testing.assert_close(g, torch.autograd.grad(losses.sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_a_confident_float32_network_keeps_its_gradient(loss):
+    weight, x = torch.tensor([[20.0, 1.0], [0.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.3]])
+    label = torch.tensor([0])
+    c, g = loss_gap(linear(weight), x, label, loss=loss)
+    _, expected = loss_gap(linear(weight.double()), x.double(), label, loss=loss)
+    assert c.dtype == g.dtype == torch.float32
+    torch.testing.assert_close(g, expected.float(), rtol=1e-4, atol=0)
 
 
 def test_another_loss_is_refused():
@@ -193,5 +239,7 @@ def test_curves_of_the_papers_illustrations():
 def test_illustrations_name_bad_input():
     with pytest.raises(ValueError, match=r"^losses_along_line: threshold must be at least loss"):
         losses_along_line([1.0], loss=2.0)
+    with pytest.raises(ValueError, match=r"slope and radius positive and finite, got .* and inf"):
+        losses_along_line([1.0], radius=math.inf)
     with pytest.raises(ValueError, match="gap must not be negative, got -1"):
         bounds_against_curvature([1.0], gap=-1)

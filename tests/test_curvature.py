@@ -113,6 +113,9 @@ def test_a_profile_is_the_mean_of_sorted_values_with_its_interval():
     [
         (lambda x: frobenius_norm(1, x), TypeError, "frobenius_norm: operator must be callable"),
         (lambda x: frobenius_norm(abs, 1), TypeError, "frobenius_norm: like must be a floating"),
+        (lambda x: frobenius_norm(lambda z: 1, x), TypeError, "operator must return a tensor"),
+        (lambda x: frobenius_norm(lambda z: z[:1], x), ValueError, "must return the shape"),
+        (lambda x: frobenius_norm(lambda z: z / 0, x), ValueError, "must return finite products"),
         (lambda x: frobenius_norm(abs, x, 1), ValueError, "draws must be at least 2, got 1"),
         (lambda x: frobenius_norm(abs, x, 2.0), TypeError, "draws must be an int, got float"),
         (lambda x: sign_curvature(x), TypeError, "hessian must be an InputHessian, got Tensor"),

@@ -102,6 +102,16 @@ class Custom(torch.autograd.Function):
         return gradient * (ctx.saved_tensors[0] > 0)
 
 
+class Sum(Custom):
+    """Of the name of what is linear."""
+
+
+def part_in_place(x):
+    y = x.clone()
+    y[:, :2].exp_()
+    return y
+
+
 class Function(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -121,7 +131,10 @@ class Function(nn.Module):
         (lambda x: torch.ones_like(x) / (x + 1), ("Div",)),
         (lambda x: x @ x.mT, ("Bmm",)),
         (lambda x: F.batch_norm(x, None, None, training=True), ("NativeBatchNorm",)),
+        (lambda x: F.prelu(x, x[0, :1, 0, 0]), ("PreluKernel",)),
         (lambda x: Custom.apply(x), ("Custom",)),
+        (lambda x: Sum.apply(x), ("Sum",)),
+        (part_in_place, ("CopySlices",)),
     ],
 )
 def test_operations_are_judged_by_what_depends_on_the_inputs(function, operations):

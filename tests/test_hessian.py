@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from networks import batch, linear, random_state, smooth
 from torch import nn
 from torch.nn import functional as F
 
-from robustkern.analysis import InputHessian
+from robustkern.analysis import InputHessian, curved_operations, gauss_newton
 
 
 def truth(model, inputs, targets):
@@ -180,6 +182,32 @@ def test_networks_whose_samples_have_no_hessian_are_refused(layer, message):
         InputHessian(model, *samples(torch.float32))
 
 
+class Noise(nn.Module):
+    """A dropout that is no layer."""
+
+    def forward(self, x):
+        return F.dropout(x, training=self.training)
+
+
+def spectral():
+    return nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 3, 1))
+
+
+@pytest.mark.parametrize("ask", [InputHessian, gauss_newton, curved_operations])
+@pytest.mark.parametrize("layer", [Noise, spectral, lambda: nn.InstanceNorm2d(3, 1, 1, True, True)])
+def test_networks_that_differ_from_call_to_call_are_refused_and_left_as_they_were(layer, ask):
+    model = nn.Sequential(layer(), nn.Flatten(), nn.Linear(12, 4)).train()
+    inputs, targets = samples(torch.float32)
+    state = copy.deepcopy(model.state_dict())
+    before = random_state()
+    arguments = (inputs, targets) if ask is InputHessian else (inputs,)
+    with pytest.raises(ValueError, match=f"{ask.__name__}: .*same at each gradient.*model.eval"):
+        ask(model, *arguments)
+    assert torch.equal(before, random_state())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    ask(model.eval(), *arguments)
+
+
 def test_a_network_without_double_backward_is_told_of_finite_differences():
     class Attention(nn.Module):
         def forward(self, x):
@@ -211,6 +239,7 @@ def test_a_network_without_double_backward_is_told_of_finite_differences():
         ({"method": "gauss"}, ValueError, "method must be one of .* got 'gauss'"),
         ({"h": 0}, ValueError, "h must be positive and finite, got 0"),
         ({"h": "1"}, TypeError, "h must be a number, got str"),
+        ({"central": "no"}, TypeError, "central must be a bool, got str"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": 1.0}, TypeError, "batch_size must be an int, got float"),
     ],

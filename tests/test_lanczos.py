@@ -142,7 +142,8 @@ def test_a_spectrum_is_that_of_the_dense_matrices():
     ("change", "error", "message"),
     [
         ({"operator": 1}, TypeError, "operator must be callable, got int"),
-        ({"operator": lambda v: v[:1]}, TypeError, r"shape \(2, 5\), got \(1, 5\)"),
+        ({"operator": lambda v: 1}, TypeError, "operator must return a tensor, got int"),
+        ({"operator": lambda v: v[:1]}, ValueError, r"given, \(2, 5\), got \(1, 5\)"),
         ({"operator": lambda v: v / 0}, ValueError, "must return finite products"),
         ({"like": torch.zeros(0, 5)}, ValueError, "like must be .* at least one sample"),
         ({"like": 1}, TypeError, "like must be a floating-point tensor, got int"),
@@ -151,6 +152,7 @@ def test_a_spectrum_is_that_of_the_dense_matrices():
         ({"top": 0}, ValueError, "sum to 1 at least and 5 at most, .* got 0 and 0"),
         ({"top": 4, "bottom": 2}, ValueError, "got 4 and 2"),
         ({"top": 3, "steps": 2}, ValueError, r"steps must be at least top \+ bottom, got 2 and 3"),
+        ({"tolerance": "1"}, TypeError, "tolerance must be a number, got str"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be positive and finite, got 0.0"),
     ],
 )
@@ -158,3 +160,10 @@ def test_bad_arguments_are_named(change, error, message):
     arguments = {"operator": lambda v: v, "like": torch.zeros(2, 5), **change}
     with pytest.raises(error, match=f"lanczos: .*{message}"):
         lanczos(**arguments)
+
+
+def test_a_spectrum_is_that_of_an_input_hessian():
+    with pytest.raises(
+        TypeError, match=r"^spectrum: hessian must be an InputHessian, got function"
+    ):
+        spectrum(lambda v: v)

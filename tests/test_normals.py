@@ -63,6 +63,7 @@ def test_one_sample_has_no_error():
     ("product", "directions", "message"),
     [
         (lambda v: v, torch.zeros(1, 3), "directions must not be zero, got one that is"),
+        (lambda v: v / 0, torch.ones(1, 3), "product must return finite products"),
         (lambda v: v[:1], torch.ones(1, 3), "product must return the shape it is given, (4, 3)"),
     ],
 )

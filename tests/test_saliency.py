@@ -31,6 +31,15 @@ def test_saliency_of_the_loss_is_its_gradient():
     torch.testing.assert_close(saliency(LINEAR, inputs, targets), expected)
 
 
+def test_a_confident_float32_network_keeps_its_map():
+    weight = torch.tensor([[20.0, 1.0], [0.0, 0.0], [0.0, 3.0]])
+    x, label = torch.tensor([1.0, 0.3]).view(1, 1, 1, 2), torch.tensor([0])
+    found = saliency(nn.Sequential(nn.Flatten(), linear(weight)), x, label)
+    exact = nn.Sequential(nn.Flatten(), linear(weight.double()))
+    expected = saliency(exact, x.double(), label)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=0)
+
+
 def test_saliency_of_a_constant_is_zero():
     constant = nn.Sequential(nn.Flatten(), linear(torch.zeros(2, 32)))
     inputs, _ = images()

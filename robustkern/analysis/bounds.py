@@ -110,15 +110,17 @@ def robustness_bounds(
         if name in ("gradient_norm", "projection") and (tensor < 0).any():
             raise ValueError(f"{caller}: {name} must not be negative, got {tensor.min():g}")
     included = (gap >= 0).detach()
-    c, norm, nu, along = (tensor.detach()[included] for tensor in given.values())
+    # In float64, for sums of a narrower type's largest numbers overflow.
+    c, norm, nu, along = (tensor.detach()[included].double() for tensor in given.values())
     reach = c / along  # NaN only where c = 0
+    simple_upper = torch.where(c == 0, 0, torch.where(nu < 0, torch.inf, reach))
     return RobustnessBounds(
         included=included,
-        lower=_bound(c, norm, nu),
-        upper=_bound(c, along, nu),
-        simple_lower=_linearized(c, norm, nu, 2.0),
-        tighter_lower=_linearized(c, norm, nu, 0.5),
-        simple_upper=torch.where(c == 0, 0, torch.where(nu < 0, torch.inf, reach)),
+        lower=_bound(c, norm, nu).to(gap.dtype),
+        upper=_bound(c, along, nu).to(gap.dtype),
+        simple_lower=_linearized(c, norm, nu, 2.0).to(gap.dtype),
+        tighter_lower=_linearized(c, norm, nu, 0.5).to(gap.dtype),
+        simple_upper=simple_upper.to(gap.dtype),
     )
 
 
@@ -153,7 +155,9 @@ def margin_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Te
         The mean over samples or, for "none", (N,); differentiable in `outputs`.
 
     Raises:
-        ValueError: another `reduction`, or less than two classes.
+        TypeError: `outputs` are no tensor, or `targets` not int64.
+        ValueError: another `reduction`, no samples, less than two classes, or `targets` of another
+            shape or out of range.
 
     Example:
         >>> outputs = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3]]).log()
@@ -162,14 +166,20 @@ def margin_loss(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Te
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f'margin_loss: reduction must be "mean" or "none", got {reduction!r}')
-    if outputs.dim() != 2 or outputs.shape[1] < 2:
+    caller = "margin_loss"
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"{caller}: outputs must be a tensor, got {type(outputs).__name__}")
+    if outputs.dim() != 2 or outputs.shape[1] < 2 or not len(outputs):
         raise ValueError(
-            f"margin_loss: outputs must be (N, K) of at least two classes, "
+            f"{caller}: outputs must be (N, K) of at least one sample and two classes, "
             f"got {tuple(outputs.shape)}"
         )
+    check_targets(caller, targets, outputs)
+    check_labels(caller, targets, outputs)
     probabilities = outputs.softmax(1)
     own = F.one_hot(targets, outputs.shape[1]).bool()
-    others = probabilities.masked_fill(own, -torch.inf).amax(1)
+    # Of several others alike max has the gradient of one, amax the mean of all, which is none's.
+    others = probabilities.masked_fill(own, -torch.inf).max(1).values
     losses = others - probabilities[own]
     return losses.mean() if reduction == "mean" else losses
 
@@ -221,9 +231,10 @@ def loss_gap(
         with torch.enable_grad():
             outputs = logits(caller, model, batch.requires_grad_())
             check_labels(caller, labels, outputs)
-            losses = loss_fn(outputs, labels, reduction="none")
+            # In float64, because of a confident network's 1 - p float32 leaves only rounding.
+            losses = loss_fn(outputs.double(), labels, reduction="none")
             gradient = input_gradient(losses.sum(), batch)
-        return torch.cat([losses.unsqueeze(1), gradient.flatten(1).to(losses.dtype)], dim=1)
+        return torch.cat([losses.unsqueeze(1), gradient.flatten(1)], dim=1).to(outputs.dtype)
 
     found = by_batch(caller, model, measure, batch_size, inputs, targets)
     return _THRESHOLDS[loss] - found[:, 0], found[:, 1:].view_as(inputs)

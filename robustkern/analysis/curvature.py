@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustkern import functional
 from robustkern.analysis.hessian import InputHessian
-from robustkern.analysis.samples import check_count, check_rows, normalized
+from robustkern.analysis.samples import applied, check_count, check_rows, normalized
 
 __all__ = [
     "Alignment",
@@ -75,8 +75,9 @@ def frobenius_norm(
         Estimates and their standard errors, float64, detached.
 
     Raises:
-        TypeError: `operator` is not callable, `like` no floating-point tensor or `draws` no int.
-        ValueError: no samples, or fewer than two draws.
+        TypeError: `operator` is not callable or returns no tensor, `like` is no floating-point
+            tensor or `draws` no int.
+        ValueError: no samples, fewer than two draws, or products of another shape or not finite.
 
     Example:
         >>> import torch
@@ -93,7 +94,7 @@ def frobenius_norm(
     squares = []
     for _ in range(draws):
         z = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-        squares.append(_length(operator(z)).square())
+        squares.append(_length(applied(caller, "operator", operator, z)).square())
     deviation, mean = torch.std_mean(torch.stack(squares), dim=0)
     return FrobeniusNorm(mean, deviation / math.sqrt(draws))
 

@@ -22,28 +22,30 @@ from robustkern.analysis.samples import (
     check_network,
     input_gradient,
     logits,
+    repeatable,
 )
 from robustkern.gradients.network import _nodes_between
 
 __all__ = ["GaussNewton", "curved_operations", "gauss_newton"]
 
-# Linear around all points but those of a kink, in whatever they are applied to.
+# Linear around all points but those of a kink, in whatever they are applied to. Torch numbers its
+# own: without a number it is a custom function, whatever its name.
 _PIECEWISE_LINEAR = re.compile(
-    r"(Relu|LeakyRelu|Prelu|PreluKernel|Hardtanh|Threshold|Abs|Clamp|ClampMin|ClampMax|Where|Max"
+    r"(Relu|LeakyRelu|Hardtanh|Threshold|Abs|Clamp|ClampMin|ClampMax|Where|Max"
     r"|Min|Amax|Amin|Maximum|Minimum|Sort|Topk|MaxPool\w*|AdaptiveMaxPool\w*|AvgPool\w*"
     r"|AdaptiveAvgPool\w*|MkldnnMaxPool\w*|MkldnnAdaptiveAvgPool\w*|Mean|Sum|Cumsum|Add|Sub|Rsub"
     r"|Neg|Alias|View|UnsafeView|ReshapeAlias|Permute|Transpose|T|Mt|Squeeze|Unsqueeze|Expand"
-    r"|Repeat|Flip|Roll|Clone|ToCopy|Copy|CopySlices|AsStrided|Select|Slice|Index|IndexSelect"
+    r"|Repeat|Flip|Roll|Clone|ToCopy|AsStrided|Select|Slice|Index|IndexSelect"
     r"|Gather|Cat|Stack|Split|SplitWithSizes|Unbind|Unfold|Im2Col|Col2Im|ConstantPadNd"
     r"|ReflectionPad\w*|ReplicationPad\w*|PixelShuffle|PixelUnshuffle|Upsample\w*"
-    r"|MaskedFill|AccumulateGrad)(Backward\d*)?"
+    r"|MaskedFill)Backward\d+|AccumulateGrad"
 )
 # Linear in each of what they multiply, but not in several at once.
 _MULTILINEAR = re.compile(
     r"(Mul|Div|Mm|Mv|Bmm|Addmm|Addmv|Addbmm|Baddbmm|Dot|Linear|MkldnnLinear|Convolution"
-    r"|ConvolutionOverrideable|MkldnnConvolution|CudnnConvolution)Backward\d*"
+    r"|ConvolutionOverrideable|MkldnnConvolution|CudnnConvolution|Prelu|PreluKernel"
+    r"|(Native|Cudnn|Miopen)BatchNorm)Backward\d+"
 )
-_BATCH_NORM = re.compile(r"(Native|Cudnn|Miopen)BatchNormBackward\d*")
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,12 @@ def gauss_newton(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> 
     :math:`A A^T`; they are found as squared singular values of A, which keeps the small ones.
 
     Args:
-        model: maps (N, \*D) to (N, classes), logits, each sample on its own: without batch norm or
-            dropout in training mode. It and its `.grad` are left as they are.
+        model: maps (N, \*D) to (N, classes), logits, each sample on its own and at each call alike:
+            without batch norm, dropout or spectral norm in training mode. It and its `.grad` are
+            left as they are.
         inputs: (N, \*D) floating point, on the device of the model.
-        batch_size: samples per pass; each costs a forward and an input gradient per class.
+        batch_size: samples per pass; each costs a forward and an input gradient per class, which
+            are kept together in float64.
 
     Returns:
         The eigenpairs, float32 or better, detached, and whether they are the Hessian's.
@@ -109,7 +113,8 @@ def gauss_newton(model: nn.Module, inputs: Tensor, *, batch_size: int = 256) -> 
     check_inputs(caller, model, inputs)
     check_count(caller, "batch_size", batch_size)
     check_network(caller, model)
-    found = [_eigenpairs(caller, model, x) for x in torch.split(inputs, batch_size)]
+    with repeatable(caller, model, inputs.device):
+        found = [_eigenpairs(caller, model, x) for x in torch.split(inputs, batch_size)]
     curved = tuple(dict.fromkeys(name for *_, names in found for name in names))
     if curved:
         note = f"only the Gauss-Newton part: not piecewise linear are {', '.join(curved)}"
@@ -127,7 +132,8 @@ def curved_operations(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     r"""The operations of a network that are not piecewise linear in its inputs.
 
     They are read from autograd's graph of the outputs, so functions count as layers do. What is
-    unknown counts as curved: compiled models, custom functions.
+    unknown counts as curved: compiled models, custom functions, writes in place to a part of a
+    tensor.
 
     Args:
         model: as `gauss_newton` takes it.
@@ -152,7 +158,8 @@ def curved_operations(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     check_network(caller, model)
     with torch.inference_mode(False), torch.enable_grad():
         x = inputs.detach().clone().requires_grad_()
-        return _curved(logits(caller, model, x), x)
+        with repeatable(caller, model, x.device):
+            return _curved(logits(caller, model, x), x)
 
 
 def _curved(outputs: Tensor, x: Tensor) -> tuple[str, ...]:
@@ -161,14 +168,10 @@ def _curved(outputs: Tensor, x: Tensor) -> tuple[str, ...]:
     for node in through:
         name = node.name().split("::")[-1]
         moving = [before in through for before, _ in node.next_functions]
-        if _PIECEWISE_LINEAR.fullmatch(name):
-            linear = True
-        elif _BATCH_NORM.fullmatch(name):
-            linear = not getattr(node, "_saved_training", True)
-        else:
-            linear = bool(_MULTILINEAR.fullmatch(name)) and sum(moving) <= 1
-            linear = linear and not (name.startswith("Div") and moving[1])
-        if not linear:
+        linear = bool(_MULTILINEAR.fullmatch(name)) and sum(moving) <= 1
+        linear = linear and not (name.startswith("Div") and moving[1])
+        linear = linear and not getattr(node, "_saved_training", False)  # batch norm's
+        if not (linear or _PIECEWISE_LINEAR.fullmatch(name)):
             found.add(re.sub(r"Backward\d*$", "", name))
     return tuple(sorted(found))
 

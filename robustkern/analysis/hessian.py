@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.analysis.samples import check_count, check_inputs, check_network, normalized
+from robustkern.analysis.samples import (
+    check_count,
+    check_inputs,
+    check_network,
+    normalized,
+    repeatable,
+)
 from robustkern.gradients.network import check_differentiable_twice, describe
 
 __all__ = ["InputHessian"]
@@ -61,8 +67,8 @@ class InputHessian:
     they are while the operator is in use.
 
     Args:
-        model: maps (N, \*D) to outputs that `loss_fn` takes, each sample on its own: without batch
-            norm or dropout in training mode.
+        model: maps (N, \*D) to outputs that `loss_fn` takes, each sample on its own and at each
+            call alike: without batch norm, dropout or spectral norm in training mode.
         inputs: (N, \*D) floating point, on the device of the model.
         targets: N of them, as `loss_fn` takes them.
         loss_fn: `loss_fn(outputs, targets)`, the loss of each sample, (N,).
@@ -105,7 +111,7 @@ class InputHessian:
         central: bool = False,
         batch_size: int = 256,
     ) -> None:
-        _check(model, inputs, targets, loss_fn, method, h, batch_size)
+        _check(model, inputs, targets, loss_fn, method, h, central, batch_size)
         self._model, self._loss_fn, self._method = model, loss_fn, method
         self._h, self._central, self._batch_size = float(h), central, batch_size
         # Copies, for autograd cannot save what a caller's inference mode has made.
@@ -198,7 +204,8 @@ class InputHessian:
         exact = self._method == "exact"
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            loss, gradient = self._differentiate(leaf, targets, create_graph=exact)
+            with repeatable("InputHessian", self._model, x.device):
+                loss, gradient = self._differentiate(leaf, targets, create_graph=exact)
             constant = not gradient.requires_grad
             if exact and not constant:
                 check_differentiable_twice(
@@ -271,6 +278,7 @@ def _check(
     loss_fn: SampleLoss,
     method: str,
     h: float,
+    central: bool,
     batch_size: int,
 ) -> None:
     caller = "InputHessian"
@@ -291,3 +299,5 @@ def _check(
         raise TypeError(f"{caller}: h must be a number, got {type(h).__name__}")
     if not 0 < h < math.inf:
         raise ValueError(f"{caller}: h must be positive and finite, got {h!r}")
+    if not isinstance(central, bool):
+        raise TypeError(f"{caller}: central must be a bool, got {type(central).__name__}")

@@ -72,7 +72,7 @@ def losses_along_line(
         "crossings" (infinite where the threshold is out of reach), and "threshold".
 
     Raises:
-        ValueError: a `threshold` below `loss`, a `slope` or `radius` that is not positive, no
+        ValueError: a `threshold` below `loss`, a `slope` or `radius` not positive and finite, no
             `curvatures`, or `points` below 2.
 
     Example:
@@ -81,9 +81,9 @@ def losses_along_line(
     """
     caller = "losses_along_line"
     check_count(caller, "points", points, 2)
-    if threshold < loss or not slope > 0 or not radius > 0:
+    if not threshold >= loss or not 0 < slope < torch.inf or not 0 < radius < torch.inf:
         raise ValueError(
-            f"{caller}: threshold must be at least loss, slope and radius positive, "
+            f"{caller}: threshold must be at least loss, slope and radius positive and finite, "
             f"got {threshold}, {loss}, {slope} and {radius}"
         )
     bounds = bounds_against_curvature(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustkern.analysis.hessian import InputHessian
-from robustkern.analysis.samples import check_count, check_rows
+from robustkern.analysis.samples import applied, check_count, check_rows
 
 __all__ = ["Eigenpairs", "lanczos", "spectrum"]
 
@@ -68,17 +68,19 @@ def lanczos(
         bottom: how many of the smallest.
         tolerance: stop when all residuals are below it, in units of the largest absolute
             eigenvalue of the sample; float32 resolves about 1e-6.
-        steps: at most; when None, ten for each eigenpair and at least 100. Never more than d.
+        steps: at most; when None, ten for each eigenpair and at least 100. Never more than d. Each
+            keeps a float64 vector for each sample.
         generator: source of the start, on the device of `like`; when None, a new one with seed 0.
 
     Returns:
         The eigenpairs in float32 or better, detached.
 
     Raises:
-        TypeError: `like` is no floating-point tensor, a count is no int, or the operator returns no
-            tensor of its argument's shape.
+        TypeError: `like` is no floating-point tensor, a count is no int, the tolerance no number,
+            or the operator returns no tensor.
         ValueError: counts that are negative, that sum to 0 or to more than d, or that exceed
-            `steps`, a tolerance that is not positive, or products that are not finite.
+            `steps`, a tolerance that is not positive, or products that are not finite or of another
+            shape.
 
     Example:
         >>> import torch
@@ -95,7 +97,7 @@ def lanczos(
     basis, look = _Krylov(like, most, generator), fewest
     with torch.no_grad():
         for step in range(1, most + 1):
-            basis.extend(_product(operator, basis.last().to(like.dtype), like))
+            basis.extend(applied("lanczos", "operator", operator, basis.last().to(like.dtype)))
             if step < look:
                 continue
             look = min(most, step + 1 + step // 10)  # eigh of many steps costs more than a product
@@ -133,7 +135,7 @@ class _Krylov:
     def extend(self, product: Tensor) -> None:
         """With the product of the last vector."""
         self._count += 1
-        rest = product.detach().flatten(1).to(self._basis.dtype)
+        rest = product.flatten(1).to(self._basis.dtype)
         whole = torch.linalg.vector_norm(rest, dim=1)
         rest, inside = self._outside(rest)
         length = torch.linalg.vector_norm(rest, dim=1)
@@ -197,6 +199,9 @@ def spectrum(hessian: InputHessian, *, advance: Callable[[int], object] | None =
     Returns:
         (N, d), in descending order, float32 or better, detached.
 
+    Raises:
+        TypeError: `hessian` is no `InputHessian`.
+
     Example:
         >>> import torch
         >>> model, inputs = torch.nn.Linear(2, 2), torch.zeros(1, 2)
@@ -204,6 +209,8 @@ def spectrum(hessian: InputHessian, *, advance: Callable[[int], object] | None =
         >>> spectrum(InputHessian(model, inputs, torch.tensor([0]), method="exact"))
         tensor([[0.5000, 0.0000]])
     """
+    if not isinstance(hessian, InputHessian):
+        raise TypeError(f"spectrum: hessian must be an InputHessian, got {type(hessian).__name__}")
     rows = []
     for matrix in hessian.matrices():
         dtype = torch.promote_types(matrix.dtype, torch.float32)
@@ -211,19 +218,6 @@ def spectrum(hessian: InputHessian, *, advance: Callable[[int], object] | None =
         if advance is not None:
             advance(1)
     return torch.stack(rows)
-
-
-def _product(operator: Operator, vectors: Tensor, like: Tensor) -> Tensor:
-    product = operator(vectors)
-    if not isinstance(product, Tensor) or product.shape != like.shape:
-        came = tuple(product.shape) if isinstance(product, Tensor) else type(product).__name__
-        raise TypeError(
-            f"lanczos: operator must return a tensor of its argument's shape {tuple(like.shape)}, "
-            f"got {came}"
-        )
-    if not product.isfinite().all():
-        raise ValueError("lanczos: operator must return finite products, got infinite ones or NaN")
-    return product
 
 
 def _check(
@@ -247,6 +241,8 @@ def _check(
             raise ValueError(
                 f"lanczos: steps must be at least top + bottom, got {steps} and {top + bottom}"
             )
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise TypeError(f"lanczos: tolerance must be a number, got {type(tolerance).__name__}")
     if not 0 < tolerance < math.inf:
         raise ValueError(f"lanczos: tolerance must be positive and finite, got {tolerance!r}")
     return size

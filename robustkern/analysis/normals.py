@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustkern.analysis.samples import check_count, check_floating
+from robustkern.analysis.samples import applied, check_count, check_floating
 
 __all__ = [
     "NormalSpectrum",
@@ -122,9 +122,9 @@ def shared_curvature(
         Mean, error and sign of the curvatures, of the dtype of `directions`.
 
     Raises:
-        TypeError: `directions` are no floating-point tensor.
+        TypeError: `directions` are no floating-point tensor, or products no tensor.
         ValueError: not (M, \*D), values that are not finite, a zero direction, `samples` below 1,
-            or products of another shape.
+            or products of another shape or not finite.
 
     Example:
         >>> curvatures = torch.tensor([[2.0, -1.0], [4.0, 1.0]])  # of two diagonal Hessians
@@ -143,13 +143,8 @@ def shared_curvature(
         if not length:
             raise ValueError(f"{caller}: directions must not be zero, got one that is")
         vectors = (direction / length).expand(samples, *direction.shape)
-        products = product(vectors)
-        if products.shape != vectors.shape:
-            raise ValueError(
-                f"{caller}: product must return the shape it is given, {tuple(vectors.shape)}, "
-                f"got {tuple(products.shape)}"
-            )
-        found.append((vectors * products.detach()).flatten(1).sum(1))
+        products = applied(caller, "product", product, vectors)
+        found.append((vectors * products).flatten(1).sum(1))
     curvatures = torch.stack(found)
     deviation = curvatures.std(1) if samples > 1 else torch.zeros_like(curvatures[:, 0])
     return SharedCurvature(

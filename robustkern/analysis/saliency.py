@@ -72,7 +72,8 @@ def saliency(
             outputs = logits(caller, model, batch.requires_grad_())
             check_labels(caller, labels, outputs)
             if of == "loss":
-                scalar = F.cross_entropy(outputs, labels, reduction="sum")
+                # In float64, because of a confident network's 1 - p float32 leaves only rounding.
+                scalar = F.cross_entropy(outputs.double(), labels, reduction="sum")
             else:
                 scalar = outputs.gather(1, labels.unsqueeze(1)).sum()
             gradient = input_gradient(scalar, batch)

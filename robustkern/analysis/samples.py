@@ -6,15 +6,17 @@ were. Batches move to its device and dtype, results come back to the inputs' dev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from robustkern.gradients.modes import evaluating
-from robustkern.gradients.replay import is_random
+from robustkern.gradients.replay import RandomState, Replay, is_random
 
 __all__ = [
+    "applied",
     "by_batch",
     "check_count",
     "check_floating",
@@ -28,6 +30,7 @@ __all__ = [
     "logits",
     "normalized",
     "outputs_at",
+    "repeatable",
 ]
 
 
@@ -86,6 +89,25 @@ def input_gradient(scalar: Tensor, inputs: Tensor, *, retain_graph: bool = False
     return gradient
 
 
+def applied(
+    caller: str, argument: str, operator: Callable[[Tensor], Tensor], vectors: Tensor
+) -> Tensor:
+    """The product of an operator with a vector for each sample, checked and detached."""
+    product = operator(vectors)
+    if not isinstance(product, Tensor):
+        raise TypeError(f"{caller}: {argument} must return a tensor, got {type(product).__name__}")
+    if product.shape != vectors.shape:
+        raise ValueError(
+            f"{caller}: {argument} must return the shape it is given, {tuple(vectors.shape)}, "
+            f"got {tuple(product.shape)}"
+        )
+    if not product.isfinite().all():
+        raise ValueError(
+            f"{caller}: {argument} must return finite products, got infinite ones or NaN"
+        )
+    return product.detach()
+
+
 def normalized(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors and lengths, (N, 1, ..); a vector of zeros stays one."""
     flat = vectors.flatten(1)
@@ -122,6 +144,45 @@ def check_network(caller: str, model: nn.Module) -> None:
                 f"{caller}: model must be deterministic, got {layer} in training mode, which draws "
                 "other random numbers at each gradient; call model.eval()"
             )
+
+
+@contextmanager
+def repeatable(caller: str, model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Refuse a network of which the next pass is another one, and take back what this one moved.
+
+    Functions that draw random numbers, and buffers that move in training mode, such as spectral
+    norm's, are not seen before.
+
+    Args:
+        caller: whose name the error has.
+        model: the network.
+        device: where its pass, taken inside, draws.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: random numbers were drawn, or a buffer moved.
+    """
+    replay = Replay(caller, [*model.modules()], device)
+    before = RandomState.now(device), _buffer_versions(model)
+    yield
+    if not before[0].equals(RandomState.now(device)) or before[1] != _buffer_versions(model):
+        replay.rewind()
+        raise ValueError(
+            f"{caller}: model must be the same at each gradient, got one that draws random numbers "
+            "or moves its buffers; call model.eval()"
+        )
+
+
+def _buffer_versions(model: nn.Module) -> list[tuple[int, int]]:
+    return [
+        (id(buffer), buffer._version)
+        for module in model.modules()
+        if module.training
+        for buffer in module.buffers(recurse=False)
+        if not buffer.is_inference()  # they have none
+    ]
 
 
 def check_rows(caller: str, argument: str, rows: Tensor) -> None:

@@ -96,6 +96,31 @@ def test_the_worst_case_is_below_every_attack_on_all_samples(found):
     assert found["networks"]["a"]["clean"]["value"]["accuracy"] > min(on_all)
 
 
+def test_an_attack_on_few_samples_that_breaks_them_is_not_hidden_among_the_others():
+    class Stairs(nn.Module):  # whose gradients are zero
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, inputs):
+            return self.network(inputs.detach().mul(4).round() / 4 + 0 * inputs)
+
+    suite = Suite(
+        "masked",
+        ("attacks",),
+        attacks=("PGD-20", "Square"),
+        samples={"Square": 40},
+        options={"Square": {"queries": 100}},
+    )
+    found = evaluate_networks(
+        {"a": Stairs()}, *samples(300), eps=[0.1], radius=0.2, suite=suite, batch_size=512
+    )
+    attacks = found["networks"]["a"]["attacks"]["value"]
+    assert attacks["accuracy"]["Square"] < 0.6 < 0.8 < attacks["accuracy"]["PGD-20"]
+    assert attacks["worst"]["samples"] == attacks["samples"]["Square"] == 40
+    assert attacks["worst"]["accuracy"] <= attacks["accuracy"]["Square"]
+
+
 def test_curves_begin_clean_and_are_of_one_set_of_samples(found):
     for item in ("fgsm_curve", "pgd_curve", "lrc_curve", "pgd_l2_curve"):
         curve = found["networks"]["a"][item]["value"]

@@ -1,12 +1,17 @@
 """From checkpoints to a report, or as far as it came."""
 
+import html
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
+import torch
 
+from robustkern.cli import main
 from robustkern.training import evaluation
+from robustkern.training.data import load
 from robustkern.training.evaluation import evaluate, verdict_text
 from robustkern.training.session import Options, train
 
@@ -41,10 +46,61 @@ def test_a_report_is_written_whole_and_alone(tmp_path, checkpoints):
     assert report["checkpoints"] == {"run": str(checkpoints[0]), "run-2": str(checkpoints[1])}
     assert (report["suite"], report["radius"]) == ("quick", 0.1)
     assert report["eps"] == [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
-    assert report["data"] == {"name": "digits", "images": 20, "shape": [1, 8, 8], "classes": 10}
+    assert report["data"] == {
+        "name": "digits",
+        "source": "digits",
+        "folder": "data",
+        "images": 20,
+        "shape": [1, 8, 8],
+        "classes": 10,
+    }
     assert (tmp_path / "report.html").read_text().rstrip().endswith("</html>")
     lines = verdict_text(report).splitlines()
     assert [line.split("|")[1].strip() for line in lines[3:5]] == ["run", "run-2"]
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Writes test images and labels to an .npz file."""
+    digits = load("digits")
+
+    def write(labels=digits.y_test, start=0, count=60):
+        path, kept = tmp_path / "images.npz", slice(start, start + count)
+        x, y = digits.x_test[kept].numpy(), labels[kept].numpy()
+        np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+        return str(path)
+
+    return write
+
+
+def test_the_command_on_the_page_makes_the_report_again(tmp_path, checkpoints, archive):
+    options = {"data": archive(), "eps": [2 / 255, 8 / 255], "radius": 8 / 255}
+    evaluate(checkpoints[:1], twins=checkpoints[1:], **options, output=tmp_path / "a")
+    page = (tmp_path / "a" / "report.html").read_text()
+    command = shlex.split(html.unescape(re.search("<code>(.*)</code>", page)[1]))
+    assert command[0] == "robustkern"
+    assert main([*command[1:], "--output", str(tmp_path / "b")]) == 0
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert "PGD-20 of the twin" in page
+
+
+def test_a_run_does_not_go_on_with_other_labels_held_out_images_or_device(
+    tmp_path, checkpoints, archive, monkeypatch
+):
+    def killed(*_, save, **__):
+        save({"networks": {}})
+        raise KeyboardInterrupt
+
+    digits = load("digits")
+    monkeypatch.setattr(evaluation, "evaluate_networks", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(checkpoints, data=archive(), test_size=20, output=tmp_path / "out")
+    for changed in ({"labels": (digits.y_test + 1) % 10}, {"count": 50}):
+        with pytest.raises(ValueError, match=r"to go on with, got another images; remove it"):
+            evaluate(checkpoints, data=archive(**changed), test_size=20, output=tmp_path / "out")
+    monkeypatch.setattr(evaluation, "find_device", lambda name: torch.device("meta"))
+    with pytest.raises(ValueError, match=r"to go on with, got another device; remove it"):
+        evaluate(checkpoints, data=archive(), test_size=20, output=tmp_path / "out")
 
 
 def test_a_killed_run_leaves_no_report_and_goes_on(tmp_path, checkpoints, monkeypatch):

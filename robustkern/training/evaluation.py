@@ -103,7 +103,10 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
         "data": images.name,
-        "images": _fingerprint(inputs.numpy().tobytes()),
+        "device": place.type,
+        "images": [
+            _fingerprint(each.numpy().tobytes()) for each in (inputs, targets, *calibration)
+        ],
         "checkpoints": {
             name: _fingerprint(Path(path).read_bytes())
             for name, path in zip(names, checkpoints, strict=True)
@@ -148,9 +151,16 @@ def evaluate(
         )
     report = {
         **results,
-        "data": {"name": images.name, **results["data"]},
+        "data": {
+            "name": images.name,
+            "source": str(chosen),
+            "folder": str(data_folder),
+            **results["data"],
+        },
+        "device": place.type,
         "versions": versions(),
         "checkpoints": dict(zip(names, map(str, checkpoints), strict=True)),
+        "twins": dict(zip(names, map(str, twins), strict=False)),
     }
     page = report_page(report)
     write_json(folder / REPORT, report)

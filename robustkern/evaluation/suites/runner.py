@@ -130,7 +130,7 @@ def evaluate_networks(
             `partial_results`; for the measures of all networks the name is "".
 
     Returns:
-        Plain data, as JSON takes it, floats of six digits, None for what is infinite or does not
+        Plain data, as JSON takes it, measures of six digits, None for what is infinite or does not
         exist. `networks` has for each name and measure its `value`, the `forward` and `backward`
         passes (those of attacks for each sample attacked, shared ones counted by all that use them;
         the rest for each sample) and `seconds`; `transfer` has the same for the transfer matrix, or
@@ -161,8 +161,8 @@ def evaluate_networks(
         "format": FORMAT,
         "suite": chosen.name,
         "data": {"images": len(inputs), "shape": list(inputs.shape[1:]), "classes": classes},
-        "eps": _plain(list(eps)),
-        "radius": _plain(radius),
+        "eps": list(map(float, eps)),
+        "radius": float(radius),
         "seed": seed,
         "batch_size": batch_size,
     }

@@ -2,8 +2,10 @@
 
 import html
 import json
+import os
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +135,18 @@ def test_a_killed_run_leaves_no_report_and_goes_on(tmp_path, checkpoints, monkey
     assert set(files(tmp_path / "killed")) == {"report.html", "report.json"}
     evaluate(checkpoints[:1], test_size=20, output=tmp_path / "whole")
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+
+
+def test_a_folder_whose_name_is_no_text_has_a_report(tmp_path, checkpoints):
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has names of text only")
+    (folder / "checkpoint.pt").write_bytes(Path(checkpoints[0]).read_bytes())
+    report = evaluate([folder / "checkpoint.pt"], test_size=20, output=tmp_path / "out")
+    assert list(report["networks"]) == ["run?"]
+    assert set(files(tmp_path / "out")) == {"report.html", "report.json"}
 
 
 def test_a_report_that_cannot_be_written_leaves_the_partial_results(

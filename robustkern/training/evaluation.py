@@ -165,7 +165,7 @@ def evaluate(
     page = report_page(report)
     write_json(folder / REPORT, report)
     with atomic_path(folder / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     partial.unlink(missing_ok=True)
     return report
 
@@ -211,7 +211,8 @@ def _names(checkpoints: Sequence[str | Path]) -> list[str]:
     """Each checkpoint's folder, with a number where two have one name."""
     names: list[str] = []
     for path in checkpoints:
-        base = Path(path).resolve().parent.name
+        folder = Path(path).resolve().parent.name
+        base = folder.encode(errors="replace").decode()  # it need not be text
         same = [base, *(f"{base}-{number}" for number in range(2, len(checkpoints) + 1))]
         names.append(next(name for name in same if name not in names))
     return names

@@ -63,7 +63,9 @@ def distances_section(results: Results) -> Section | None:
 def _distance(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
-    median = number(value["median"]) if _finite(value["median"]) else "over half stand"
+    if value["misclassified"] == value["samples"]:
+        return "-"
+    median = number(value["median"]) if _finite(value["median"]) else "half or more stand"
     return f"{median} (mean {number(value['mean'])})"
 
 

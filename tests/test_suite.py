@@ -148,6 +148,12 @@ def test_passes_are_those_of_the_attacks_used_and_the_measures_own():
     assert cost["attacks"] == (1 + 7 + 3, 1 + 7)
 
 
+def test_a_network_that_is_its_own_twin_is_counted_once():
+    model, suite = network(), Suite("one", ("attacks",), attacks=("FGSM",))
+    found = run({"a": model}, suite, twins={"a": model})["networks"]["a"]["attacks"]
+    assert (found["forward"], found["backward"]) == (1 + 20 + 3, 1 + 20)
+
+
 @pytest.mark.parametrize("done", [1, 3, 6])
 def test_a_killed_run_goes_on_to_the_same_end(done):
     class Killed(Exception):
@@ -216,6 +222,7 @@ class Images(nn.Module):
 
 
 x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 10
+LAST = int(torch.randperm(24, generator=torch.Generator().manual_seed(0))[-1])  # with seed 0
 
 
 @pytest.mark.parametrize(
@@ -227,7 +234,17 @@ x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 10
         ((x, y + 5), {}, "targets must lie in [0, 10), the model's classes, got values from 5 to"),
         ((x, 0 * y), {}, "targets must hold at least two classes, got 0 only"),
         ((x, y), {"eps": [-0.1]}, "eps must rise strictly from 0 or above and be finite"),
-        ((x, y), {"radius": -0.1}, "radius must be positive and finite, got -0.1"),
+        (
+            (x, y),
+            {"radius": -0.1},
+            "radius must lie in (0, 1] and eps in [0, 1], got -0.1 and [0.1]",
+        ),
+        ((x, y), {"radius": 8}, "radius must lie in (0, 1] and eps in [0, 1], got 8 and [0.1]"),
+        (
+            (x, y),
+            {"eps": [1, 2]},
+            "radius must lie in (0, 1] and eps in [0, 1], got 0.1 and [1, 2]",
+        ),
         ((x, y), {"suite": "slow"}, "suite must be one of quick, standard, full, got slow"),
         ((x, y), {"suite": SMALL}, "calibration must hold at least 19 samples for small, got 0"),
         (
@@ -236,6 +253,17 @@ x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 10
             "inputs must lie in [0, 1], got values from 1",
         ),
         ((x, y), {"twins": {"c": network()}}, "twins must be of models, got one of c"),
+        (
+            (x, y),
+            {"models": {"a": network(), "twin of a": network()}, "twins": {"a": network()}},
+            "models must not be named as a twin, got twin of a",
+        ),
+        (
+            (x, (torch.arange(24) == LAST).long()),
+            {"suite": Suite("few", ("clean",), samples={"SPSA": 5})},
+            "targets must hold two classes among the 5 samples that slow attacks are made on, "
+            "drawn with seed 0, got 0 only",
+        ),
         ((x, y), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ((x, y), {"models": {}}, "models must hold at least one network, got none"),
         (

@@ -113,9 +113,9 @@ def evaluate_networks(
             eval mode.
         inputs: (N, C, H, W) floating point, values in [0, 1].
         targets: (N,) int64, the true labels.
-        eps: strictly rising radii of the curves, L-infinity, in input units; of LRC standard
-            deviations, and in L2 times sqrt(C H W) / 4.
-        radius: L-infinity, of all that is measured at one radius.
+        eps: strictly rising radii of the curves, L-infinity, in [0, 1]; of LRC standard deviations,
+            and in L2 times sqrt(C H W) / 4.
+        radius: L-infinity, in (0, 1], of all that is measured at one radius.
         suite: `quick`, `standard` or `full`.
         twins: for the name of a model a network trained like it from another seed, whose
             adversarial inputs are tried on it.
@@ -185,7 +185,11 @@ def evaluate_networks(
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     inputs, targets = inputs[order.to(inputs.device)], targets[order.to(targets.device)]
     least = min([len(inputs), *chosen.samples.values()])
-    check_data(CALLER, next(iter(models.values())), inputs[:least], targets[:least])
+    if targets[:least].min() == targets[:least].max():
+        raise ValueError(
+            f"{CALLER}: targets must hold two classes among the {least} samples that slow attacks "
+            f"are made on, drawn with seed {seed}, got {int(targets[0])} only"
+        )
     for name, model in models.items():
         missing = [item for item in chosen.items if item not in networks[name]]
         if not missing:
@@ -274,11 +278,15 @@ def _check(
     if not models:
         raise ValueError(f"{CALLER}: models must hold at least one network, got none")
     check_eps(CALLER, eps)
-    if not (math.isfinite(radius) and radius > 0):
-        raise ValueError(f"{CALLER}: radius must be positive and finite, got {radius}")
+    if not (0 < radius <= 1 and max(eps) <= 1):  # pixels reach no farther
+        raise ValueError(
+            f"{CALLER}: radius must lie in (0, 1] and eps in [0, 1], got {radius} and {list(eps)}"
+        )
     for name in twins:
         if name not in models:
             raise ValueError(f"{CALLER}: twins must be of models, got one of {name}")
+        if f"twin of {name}" in models:
+            raise ValueError(f"{CALLER}: models must not be named as a twin, got twin of {name}")
     for library in suite.libraries:
         _library(CALLER, library)
     held_out = "detection" in suite.items or "universal" in suite.items

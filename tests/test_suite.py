@@ -132,7 +132,7 @@ def test_curves_begin_clean_and_are_of_one_set_of_samples(found):
 
 def test_images_and_segments_are_shown(found):
     images = found["networks"]["a"]["images"]["value"]
-    assert set(images["adversarial"]) == {*SMALL.attacks, *SMALL.distances}
+    assert set(images["adversarial"]) == {*SMALL.attacks, *SMALL.distances, "LRC"}
     assert len(images["clean"]) == len(images["predictions"]["FGSM"]) == 5
     change = torch.tensor(images["clean"]) - torch.tensor(images["adversarial"]["PGD-20"])
     assert 0 < change.abs().max() <= 26  # a tenth of 255

@@ -285,6 +285,7 @@ def _universal(subject: Subject) -> dict[str, Any]:
 
 def _images(subject: Subject) -> dict[str, Any]:
     names = [*subject.attacks, *subject.suite.distances]
+    names += ["LRC"] if "lrc_curve" in subject.suite.items else []
     adversarial = {name: subject.attacked(name).found for name in names}
     shown = {
         name: images[:_SHOWN] for name, images in {"clean": subject.inputs, **adversarial}.items()

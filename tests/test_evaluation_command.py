@@ -168,18 +168,27 @@ def test_damaged_partial_results_are_named(tmp_path, checkpoints):
         evaluate(checkpoints, output=tmp_path)
 
 
-def test_images_are_held_out_for_the_detector(checkpoints, tmp_path):
+def test_images_are_held_out_for_the_detector(checkpoints, tmp_path, archive):
     given = {}
 
     def spy(models, inputs, targets, *, calibration, **_):
         given.update(count=len(inputs), held_out=len(calibration[0]))
         raise KeyboardInterrupt
 
-    for size, expected in ((100, (100, 350)), (440, (405, 45)), (10_000, (405, 45))):
+    for images, size, expected in (
+        (450, 100, (100, 350)),
+        (450, 440, (405, 45)),
+        (450, 10_000, (405, 45)),
+        (150, 1000, (131, 19)),
+        (150, 131, (131, 19)),
+        (150, 140, (131, 19)),
+        (30, 1000, (15, 15)),
+    ):
+        data = archive(count=images)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(evaluation, "evaluate_networks", spy)
             with pytest.raises(KeyboardInterrupt):
-                evaluate(checkpoints[:1], test_size=size, output=tmp_path)
+                evaluate(checkpoints[:1], data=data, test_size=size, output=tmp_path)
         assert (given["count"], given["held_out"]) == expected
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustkern.evaluation.report.page import report_page
 from robustkern.evaluation.report.verdict import verdict
-from robustkern.evaluation.suites.runner import SUITES, evaluate_networks
+from robustkern.evaluation.suites.runner import LEAST_CALIBRATION, SUITES, evaluate_networks
 from robustkern.training.checkpoint import load_checkpoint, restore_model
 from robustkern.training.data import Dataset, load
 from robustkern.training.extras import require
@@ -55,8 +55,9 @@ def evaluate(
         data: name or path of the data set; the one that the first was trained on when None.
         data_folder: where torchvision keeps its files.
         test_size: use the first so many test images. The detector and the universal perturbation
-            are fitted to the 500 after them; where fewer than a tenth as many are left, the last
-            tenth of the test images is held out for that.
+            are fitted to the 500 after them; where fewer than a tenth as many are left, or fewer
+            than the detector needs, a tenth of all test images is held out for that, the last
+            ones: at least 19, but no more than half.
         batch_size: samples per pass.
         seed: of the attacks.
         device: where to compute.
@@ -224,8 +225,8 @@ def _split(images: Dataset, size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Te
     used = images.first(test=size)
     x, y = used.x_test, used.y_test
     count = len(x)
-    if total - count < count // 10:
-        count = total - total // 10
+    if total - count < max(count // 10, LEAST_CALIBRATION):
+        count = total - max(total // 10, min(LEAST_CALIBRATION, total // 2))
     held_out = slice(count, count + _HELD_OUT)
     return x[:count], y[:count], (images.x_test[held_out], images.y_test[held_out])
 

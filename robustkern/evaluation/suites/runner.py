@@ -22,7 +22,7 @@ from robustkern.evaluation.transfer import transfer_matrix
 
 FORMAT = 1  # of the results; raised with their layout
 _QUICK = ("clean", "fgsm_curve", "pgd_curve", "attacks", "failures", "gradients", "images")
-_LEAST_CALIBRATION = 19  # for a false positive rate of 5%
+LEAST_CALIBRATION = 19  # for a false positive rate of 5%
 _STANDARD = Suite(
     "standard",
     tuple(ITEMS),
@@ -290,10 +290,10 @@ def _check(
     for library in suite.libraries:
         _library(CALLER, library)
     held_out = "detection" in suite.items or "universal" in suite.items
-    if held_out and (calibration is None or len(calibration[0]) < _LEAST_CALIBRATION):
+    if held_out and (calibration is None or len(calibration[0]) < LEAST_CALIBRATION):
         came = 0 if calibration is None else len(calibration[0])
         raise ValueError(
-            f"{CALLER}: calibration must hold at least {_LEAST_CALIBRATION} samples for "
+            f"{CALLER}: calibration must hold at least {LEAST_CALIBRATION} samples for "
             f"{suite.name}, got {came}"
         )
     for model in (*models.values(), *twins.values()):

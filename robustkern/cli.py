@@ -338,8 +338,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=tuple(SUITES),
         default="quick",
-        help="quick: FGSM, PGD and Square; standard: every measure, the slow attacks on part of the "
-        "images; full: all on all images, and AutoAttack and HopSkipJump (default: %(default)s)",
+        help="quick: FGSM, PGD and Square; standard: every measure, the slow attacks on part of "
+        "the images; full: all on all images, with AutoAttack and HopSkipJump (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--eps",

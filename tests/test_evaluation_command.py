@@ -161,8 +161,9 @@ def test_a_report_that_cannot_be_written_leaves_the_partial_results(
     assert set(files(tmp_path)) == {"partial.json"}
 
 
-def test_damaged_partial_results_are_named(tmp_path, checkpoints):
-    (tmp_path / "partial.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", '{"made_with": 1, "results": {}}'])
+def test_damaged_partial_results_are_named(tmp_path, checkpoints, content):
+    (tmp_path / "partial.json").write_text(content)
     message = f"evaluate: {tmp_path / 'partial.json'} must hold partial results, got "
     with pytest.raises(ValueError, match=f"^{re.escape(message)}.*remove it, or choose another"):
         evaluate(checkpoints, output=tmp_path)
@@ -195,6 +196,9 @@ def test_images_are_held_out_for_the_detector(checkpoints, tmp_path, archive):
 def test_misuse_is_named(tmp_path, checkpoints):
     with pytest.raises(ValueError, match=r"and twins as many or none, got 2 and 1$"):
         evaluate(checkpoints, twins=checkpoints[:1], output=tmp_path)
+    message = f"evaluate: twins must be other networks than checkpoints, got {checkpoints[1]}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        evaluate(checkpoints, twins=["other.pt", checkpoints[1]], output=tmp_path)
     with pytest.raises(ValueError, match=r"^evaluate: suite must be one of quick, standard, full"):
         evaluate(checkpoints, suite="slow", output=tmp_path)
     with pytest.raises(ValueError, match=r"sizes must be at least 1, got .* test=0$"):

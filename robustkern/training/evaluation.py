@@ -69,15 +69,18 @@ def evaluate(
     Raises:
         ImportError: tqdm, matplotlib or a library of the attacks is missing.
         OSError: the output folder cannot be written to.
-        ValueError: no checkpoint, another number of twins, an unknown suite, a damaged checkpoint,
-            images that a network does not take, an option out of range, or a folder with the
-            partial results of another evaluation.
+        ValueError: no checkpoint, another number of twins, one that is its checkpoint, an unknown
+            suite, a damaged checkpoint, images that a network does not take, an option out of
+            range, or a folder with the partial results of another evaluation.
     """
     if not checkpoints or len(twins) not in (0, len(checkpoints)):
         raise ValueError(
             "evaluate: checkpoints must hold at least one and twins as many or none, "
             f"got {len(checkpoints)} and {len(twins)}"
         )
+    for path, twin in zip(checkpoints, twins, strict=False):
+        if Path(path).resolve() == Path(twin).resolve():
+            raise ValueError(f"evaluate: twins must be other networks than checkpoints, got {path}")
     if suite not in SUITES:
         raise ValueError(f"evaluate: suite must be one of {', '.join(SUITES)}, got {suite}")
     folder = output_folder(output, "evaluate")
@@ -241,7 +244,7 @@ def _read_partial(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | 
     what_to_do = "remove it, or choose another --output"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before, results = content["made_with"], content["results"]
+        before, results = dict(content["made_with"]), dict(content["results"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"evaluate: {path} must hold partial results, got {error!r}; {what_to_do}"
@@ -252,4 +255,4 @@ def _read_partial(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | 
             f"evaluate: {path} must be of the same evaluation to go on with, "
             f"got another {' and '.join(different)}; {what_to_do}"
         )
-    return dict(results)
+    return results

@@ -351,8 +351,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--suite",
         choices=tuple(SUITES),
         default="quick",
-        help="quick: FGSM, PGD and Square; standard: every attack and measure, the slow ones on "
-        "part of the images; full: all on all images, and AutoAttack (default: %(default)s)",
+        help="quick: FGSM, PGD and Square; standard: every measure, the slow attacks on part of "
+        "the images; full: all on all images, with AutoAttack and HopSkipJump (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--eps",
@@ -373,7 +374,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--test-size",
         1000,
         "use the first so many test images; the detector and the universal perturbation are "
-        "fitted to up to 500 after them, or where these are too few to the last tenth",
+        "fitted to up to 500 after them, or where these are too few to the last tenth (at least "
+        "19)",
     )
     _add(parser, "--batch-size", 256, "images per pass")
     _add(parser, "--seed", 0, "of the attacks")

@@ -97,6 +97,21 @@ def test_samples_misclassified_from_the_start_raise_no_indicator():
     assert found.raised == ()
 
 
+def test_one_sample_in_a_hundred_is_put_down_to_chance():
+    inputs = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).repeat(100, 1)
+    targets, moved = torch.tensor([0, 1]).repeat(100), inputs.flip(1)
+
+    def stronger(samples):
+        black = inputs.clone()
+        black[:samples] = moved[:samples]
+        return failure_indicators(
+            OPEN, inputs, targets, white_box=inputs, black_box=black, large=moved
+        ).black_box_stronger
+
+    assert stronger(2) == Indicator(False, pytest.approx(0.01))
+    assert stronger(3) == Indicator(True, pytest.approx(0.015))
+
+
 def test_shares_are_of_the_samples_that_are_right_before():
     inputs, targets = data()
     targets[:5] = 1 - targets[:5]
@@ -147,7 +162,12 @@ def test_gaps_of_low_precision_outputs_are_taken_in_float32():
 
 @pytest.mark.parametrize(
     ("accuracies", "leaks"),
-    [((0.9, 0.5, 0.5), False), ((0.9, 0.95, 0.97), True), ((0.9, 0.6, 0.5), True)],
+    [
+        ((0.9, 0.5, 0.5), False),
+        ((0.9, 0.505, 0.5), False),  # by chance
+        ((0.9, 0.95, 0.97), True),
+        ((0.9, 0.6, 0.5), True),
+    ],
 )
 def test_a_label_leaks_where_attacks_at_true_labels_are_easier(accuracies, leaks):
     assert LabelLeaking(*accuracies).leaks == leaks

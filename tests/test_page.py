@@ -176,7 +176,7 @@ def test_what_does_not_exist_is_a_dash():
     detection["attacks"] = dict.fromkeys(detection["attacks"], nothing)
     detection["roc"] = dict.fromkeys(detection["attacks"])
     text = "".join(Page(report_page(made)).text)
-    assert "over half stand (mean -)" in text
+    assert "half or more stand (mean -)" in text
     assert "985 of 985" in text
     assert "- (n 0)" in text
 
@@ -188,9 +188,19 @@ def test_it_is_the_same_each_time():
     assert made == before
 
 
-def test_colour_images_and_one_network():
-    made = results(("one",), shape=(3, 4, 4))
+@pytest.mark.parametrize("channels", [2, 3, 5])
+def test_images_of_any_channels_and_one_network(channels):
+    made = results(("one",), shape=(channels, 4, 4))
     assert Page(report_page(made)).open == []
+
+
+def test_where_none_was_right_there_is_no_distance():
+    made = small(items=("distances",))
+    for attack in made["networks"]["one"]["distances"]["value"].values():
+        attack |= {"median": None, "mean": None, "standing": 0, "misclassified": 1000}
+    text = "".join(Page(report_page(made)).text)
+    assert "stand (mean" not in text
+    assert "0 of 0" in text
 
 
 def test_the_radius_is_given_in_grey_levels_where_it_is_one():

@@ -96,6 +96,31 @@ def test_the_worst_case_is_below_every_attack_on_all_samples(found):
     assert found["networks"]["a"]["clean"]["value"]["accuracy"] > min(on_all)
 
 
+def test_an_attack_on_few_samples_that_breaks_them_is_not_hidden_among_the_others():
+    class Stairs(nn.Module):  # whose gradients are zero
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, inputs):
+            return self.network(inputs.detach().mul(4).round() / 4 + 0 * inputs)
+
+    suite = Suite(
+        "masked",
+        ("attacks",),
+        attacks=("PGD-20", "Square"),
+        samples={"Square": 40},
+        options={"Square": {"queries": 100}},
+    )
+    found = evaluate_networks(
+        {"a": Stairs()}, *samples(300), eps=[0.1], radius=0.2, suite=suite, batch_size=512
+    )
+    attacks = found["networks"]["a"]["attacks"]["value"]
+    assert attacks["accuracy"]["Square"] < 0.6 < 0.8 < attacks["accuracy"]["PGD-20"]
+    assert attacks["worst"]["samples"] == attacks["samples"]["Square"] == 40
+    assert attacks["worst"]["accuracy"] <= attacks["accuracy"]["Square"]
+
+
 def test_curves_begin_clean_and_are_of_one_set_of_samples(found):
     for item in ("fgsm_curve", "pgd_curve", "lrc_curve", "pgd_l2_curve"):
         curve = found["networks"]["a"][item]["value"]
@@ -107,7 +132,7 @@ def test_curves_begin_clean_and_are_of_one_set_of_samples(found):
 
 def test_images_and_segments_are_shown(found):
     images = found["networks"]["a"]["images"]["value"]
-    assert set(images["adversarial"]) == {*SMALL.attacks, *SMALL.distances}
+    assert set(images["adversarial"]) == {*SMALL.attacks, *SMALL.distances, "LRC"}
     assert len(images["clean"]) == len(images["predictions"]["FGSM"]) == 5
     change = torch.tensor(images["clean"]) - torch.tensor(images["adversarial"]["PGD-20"])
     assert 0 < change.abs().max() <= 26  # a tenth of 255
@@ -121,6 +146,12 @@ def test_passes_are_those_of_the_attacks_used_and_the_measures_own():
     assert cost["clean"] == (1, 0)
     assert cost["fgsm_curve"] == (2 + 3, 2)  # two radii; three times classified
     assert cost["attacks"] == (1 + 7 + 3, 1 + 7)
+
+
+def test_a_network_that_is_its_own_twin_is_counted_once():
+    model, suite = network(), Suite("one", ("attacks",), attacks=("FGSM",))
+    found = run({"a": model}, suite, twins={"a": model})["networks"]["a"]["attacks"]
+    assert (found["forward"], found["backward"]) == (1 + 20 + 3, 1 + 20)
 
 
 @pytest.mark.parametrize("done", [1, 3, 6])
@@ -191,6 +222,7 @@ class Images(nn.Module):
 
 
 x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 10
+LAST = int(torch.randperm(24, generator=torch.Generator().manual_seed(0))[-1])  # with seed 0
 
 
 @pytest.mark.parametrize(
@@ -202,7 +234,17 @@ x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 10
         ((x, y + 5), {}, "targets must lie in [0, 10), the model's classes, got values from 5 to"),
         ((x, 0 * y), {}, "targets must hold at least two classes, got 0 only"),
         ((x, y), {"eps": [-0.1]}, "eps must rise strictly from 0 or above and be finite"),
-        ((x, y), {"radius": -0.1}, "radius must be positive and finite, got -0.1"),
+        (
+            (x, y),
+            {"radius": -0.1},
+            "radius must lie in (0, 1] and eps in [0, 1], got -0.1 and [0.1]",
+        ),
+        ((x, y), {"radius": 8}, "radius must lie in (0, 1] and eps in [0, 1], got 8 and [0.1]"),
+        (
+            (x, y),
+            {"eps": [1, 2]},
+            "radius must lie in (0, 1] and eps in [0, 1], got 0.1 and [1, 2]",
+        ),
         ((x, y), {"suite": "slow"}, "suite must be one of quick, standard, full, got slow"),
         ((x, y), {"suite": SMALL}, "calibration must hold at least 19 samples for small, got 0"),
         (
@@ -211,6 +253,17 @@ x, y = torch.rand(24, 1, 8, 8), torch.arange(24) % 10
             "inputs must lie in [0, 1], got values from 1",
         ),
         ((x, y), {"twins": {"c": network()}}, "twins must be of models, got one of c"),
+        (
+            (x, y),
+            {"models": {"a": network(), "twin of a": network()}, "twins": {"a": network()}},
+            "models must not be named as a twin, got twin of a",
+        ),
+        (
+            (x, (torch.arange(24) == LAST).long()),
+            {"suite": Suite("few", ("clean",), samples={"SPSA": 5})},
+            "targets must hold two classes among the 5 samples that slow attacks are made on, "
+            "drawn with seed 0, got 0 only",
+        ),
         ((x, y), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ((x, y), {"models": {}}, "models must hold at least one network, got none"),
         (

@@ -409,6 +409,8 @@ def test_log(tmp_path):
     measured = {"loss", "penalty", "clean_accuracy", "forward_passes", "backward_passes"}
     assert set(log["epochs"][0]) == {"epoch", "seconds", *measured}
     assert log["versions"]["robustkern"] == robustkern.__version__
+    threads = torch.get_num_threads()
+    assert log["versions"]["machine"].endswith(f" {threads} thread" + "s" * (threads > 1))
     assert log["options"]["penalties"] == ALL
 
 

@@ -41,7 +41,7 @@ class FailureIndicators:
         flat_loss: of the samples classified right, the share whose loss the gradient attack did not
             raise; raised above 1%.
         black_box_stronger: accuracy under the gradient attack less that under the gradient-free
-            one; raised above 0.
+            one; raised above 1%.
         robust_at_large_eps: accuracy under the gradient attack at an eps that no network stands;
             raised above 0.
     """
@@ -113,8 +113,8 @@ def failure_indicators(
     def right(outputs: Tensor) -> Tensor:
         return outputs.argmax(1) == targets
 
-    def accuracy(outputs: Tensor) -> float:
-        return int(right(outputs).sum()) / len(inputs)
+    def count(outputs: Tensor) -> int:
+        return int(right(outputs).sum())
 
     def loss(outputs: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="none")
@@ -129,11 +129,11 @@ def failure_indicators(
 
     zero = share(gradients == 0)
     flat = share(loss(attacked) <= loss(clean))
-    stronger = accuracy(attacked) - accuracy(outputs(black_box))
-    standing = accuracy(outputs(large))
+    stronger = (count(attacked) - count(outputs(black_box))) / len(inputs)
+    standing = count(outputs(large)) / len(inputs)
     return FailureIndicators(
         zero_gradients=Indicator(zero > _STRAY, zero),
         flat_loss=Indicator(flat > _STRAY, flat),
-        black_box_stronger=Indicator(stronger > 0, stronger),
+        black_box_stronger=Indicator(stronger > _STRAY, stronger),
         robust_at_large_eps=Indicator(standing > 0, standing),
     )

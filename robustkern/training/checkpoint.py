@@ -109,7 +109,8 @@ def checkpoint_names(checkpoints: Sequence[str | Path]) -> list[str]:
     """
     names: list[str] = []
     for path in checkpoints:
-        base = Path(path).resolve().parent.name
+        folder = Path(path).resolve().parent.name
+        base = folder.encode(errors="replace").decode()  # it need not be text
         same = [base, *(f"{base}-{number}" for number in range(2, len(checkpoints) + 1))]
         names.append(next(name for name in same if name not in names))
     return names

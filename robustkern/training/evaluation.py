@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustkern.evaluation.report.page import report_page
 from robustkern.evaluation.report.verdict import verdict
-from robustkern.evaluation.suites.runner import SUITES, evaluate_networks
+from robustkern.evaluation.suites.runner import LEAST_CALIBRATION, SUITES, evaluate_networks
 from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import Dataset, load
 from robustkern.training.extras import require
@@ -59,8 +59,9 @@ def evaluate(
         data: name or path of the data set; the one that the first was trained on when None.
         data_folder: where torchvision keeps its files.
         test_size: use the first so many test images. The detector and the universal perturbation
-            are fitted to the 500 after them; where fewer than a tenth as many are left, the last
-            tenth of the test images is held out for that.
+            are fitted to the 500 after them; where fewer than a tenth as many are left, or fewer
+            than the detector needs, a tenth of all test images is held out for that, the last
+            ones: at least 19, but no more than half.
         batch_size: samples per pass.
         seed: of the attacks.
         device: where to compute.
@@ -72,15 +73,18 @@ def evaluate(
     Raises:
         ImportError: tqdm, matplotlib or a library of the attacks is missing.
         OSError: the output folder cannot be written to.
-        ValueError: no checkpoint, another number of twins, an unknown suite, a damaged checkpoint,
-            images that a network does not take, an option out of range, or a folder with the
-            partial results of another evaluation.
+        ValueError: no checkpoint, another number of twins, one that is its checkpoint, an unknown
+            suite, a damaged checkpoint, images that a network does not take, an option out of
+            range, or a folder with the partial results of another evaluation.
     """
     if not checkpoints or len(twins) not in (0, len(checkpoints)):
         raise ValueError(
             "evaluate: checkpoints must hold at least one and twins as many or none, "
             f"got {len(checkpoints)} and {len(twins)}"
         )
+    for path, twin in zip(checkpoints, twins, strict=False):
+        if Path(path).resolve() == Path(twin).resolve():
+            raise ValueError(f"evaluate: twins must be other networks than checkpoints, got {path}")
     if suite not in SUITES:
         raise ValueError(f"evaluate: suite must be one of {', '.join(SUITES)}, got {suite}")
     folder = output_folder(output, "evaluate")
@@ -107,7 +111,8 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
         "data": images.name,
-        "images": fingerprint(inputs.numpy().tobytes()),
+        "device": place.type,
+        "images": [fingerprint(each.numpy().tobytes()) for each in (inputs, targets, *calibration)],
         "checkpoints": {
             name: fingerprint(Path(path).read_bytes())
             for name, path in zip(names, checkpoints, strict=True)
@@ -152,14 +157,21 @@ def evaluate(
         )
     report = {
         **results,
-        "data": {"name": images.name, **results["data"]},
+        "data": {
+            "name": images.name,
+            "source": str(chosen),
+            "folder": str(data_folder),
+            **results["data"],
+        },
+        "device": place.type,
         "versions": versions(),
         "checkpoints": dict(zip(names, map(str, checkpoints), strict=True)),
+        "twins": dict(zip(names, map(str, twins), strict=False)),
     }
     page = report_page(report)
     write_json(folder / REPORT, report)
     with atomic_path(folder / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")
     partial.unlink(missing_ok=True)
     return report
 
@@ -207,7 +219,7 @@ def _split(images: Dataset, size: int) -> tuple[Tensor, Tensor, tuple[Tensor, Te
     used = images.first(test=size)
     x, y = used.x_test, used.y_test
     count = len(x)
-    if total - count < count // 10:
-        count = total - total // 10
+    if total - count < max(count // 10, LEAST_CALIBRATION):
+        count = total - max(total // 10, min(LEAST_CALIBRATION, total // 2))
     held_out = slice(count, count + _HELD_OUT)
     return x[:count], y[:count], (images.x_test[held_out], images.y_test[held_out])

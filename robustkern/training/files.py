@@ -68,7 +68,7 @@ def read_results(path: Path, what: str, made_with: Mapping[str, Any], key: str) 
     what_to_do = "remove it, or choose another --output"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before, results = content["made_with"], content[key]
+        before, results = dict(content["made_with"]), content[key]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must hold results of an {what}, got {error!r}; {what_to_do}"

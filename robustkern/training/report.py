@@ -73,10 +73,12 @@ def versions() -> dict[str, str]:
     Returns:
         Versions of robustkern, torch, numpy and Python, the machine and the number of threads.
     """
+    threads = torch.get_num_threads()
     return {
         "robustkern": robustkern.__version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.system()} {platform.machine()}, "
+        f"{threads} thread{'s' if threads > 1 else ''}",
     }

@@ -63,7 +63,9 @@ def distances_section(results: Results) -> Section | None:
 def _distance(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
-    median = number(value["median"]) if _finite(value["median"]) else "over half stand"
+    if value["misclassified"] == value["samples"]:
+        return "-"
+    median = number(value["median"]) if _finite(value["median"]) else "half or more stand"
     return f"{median} (mean {number(value['mean'])})"
 
 
@@ -170,8 +172,9 @@ def images_section(results: Results) -> Section | None:
     if not found:
         return None
     text = (
-        "The same images clean and attacked: by the strongest attack at the radius, and by those "
-        "that look for the nearest adversarial image. Below each stands the network's prediction, "
+        "The same images clean and attacked: by the strongest attack at the radius and, where "
+        "measured, by those that look for the nearest adversarial image and by "
+        "long-range-correlated noise (LRC). Below each stands the network's prediction, "
         "with a cross where it is wrong. Compare CURE, figure 11, and Finlay et al.'s slides."
     )
     tables = ""

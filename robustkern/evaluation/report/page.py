@@ -239,27 +239,30 @@ def _draw_overview(axes: Any, found: list[NetworkVerdict]) -> None:
 
 def _provenance(results: Mapping[str, Any]) -> Section:
     checkpoints = results.get("checkpoints", {})
-    tables = table(
-        "Checkpoints", ["network", "file"], [list(each) for each in checkpoints.items()]
-    ) + table(
-        "Versions", ["what", "version"], [list(e) for e in results.get("versions", {}).items()]
+    twins = results.get("twins", {})
+    files = [[network, file, twins.get(network, "-")] for network, file in checkpoints.items()]
+    versions = [list(each) for each in results.get("versions", {}).items()]
+    tables = table("Checkpoints", ["network", "file", "twin"], files) + table(
+        "Versions", ["what", "version"], versions
     )
     if not checkpoints:
         return Section("reproduce", "Versions", tables)
     settings = {
         "--suite": results["suite"],
         "--radius": results["radius"],
-        "--eps": ",".join(f"{radius:g}" for radius in results["eps"]),
-        "--data": results["data"]["name"],
+        "--eps": ",".join(map(str, results["eps"])),
+        "--data": results["data"].get("source", results["data"]["name"]),
+        "--data-folder": results["data"].get("folder"),
         "--test-size": results["data"]["images"],
         "--batch-size": results["batch_size"],
         "--seed": results["seed"],
+        "--device": results.get("device"),
     }
     command = ["robustkern", "evaluate", *checkpoints.values()]
-    if results.get("twins"):
-        command += ["--twins", *results["twins"].values()]
+    if twins:
+        command += ["--twins", *twins.values()]
     for option, value in settings.items():
-        command += [option, str(value)]
+        command += [] if value is None else [option, str(value)]
     text = "The command that makes this report again:"
     line = f"<pre><code>{escape(shlex.join(command))}</code></pre>\n"
     return Section("reproduce", "Versions and command", paragraph(text) + line + tables)

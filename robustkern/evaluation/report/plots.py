@@ -90,14 +90,14 @@ def label(name: str) -> str:
 
 
 def png(pixels: Sequence[Any], alt: str) -> Html:
-    """A small image: (1, H, W) or (3, H, W), its pixels from 0 to 255."""
+    """A small image, (C, H, W), its pixels from 0 to 255; grey, their mean, unless C is 3."""
     _matplotlib()
     from PIL import Image  # which matplotlib brings
 
     array = np.asarray(pixels, dtype=np.uint8)
-    array = array[0] if len(array) == 1 else np.ascontiguousarray(np.moveaxis(array, 0, -1))
+    array = np.moveaxis(array, 0, -1) if len(array) == 3 else array.mean(0).round().astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="png", optimize=True)
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="png", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return Html(f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">')
 

@@ -125,7 +125,9 @@ def attacks_section(results: Results) -> Section | None:
     body = paragraph(
         "What each attack leaves right at the radius of the report; the strongest stands out. "
         "Where n is given, the attack was tried on so many of the images only. In the last column "
-        "an image counts if it stands every attack that was tried on it. Compare CURE, table 2, "
+        "an image counts if it stands every attack that was tried on it; where n is smaller, the "
+        "images that more attacks were tried on fare worse beyond chance, and only these count. "
+        "Compare CURE, table 2, "
         "and the rule of Finlay et al. to attack with and without gradients."
     ) + table(f"Accuracy at radius {results['radius']:.3g}", header, rows)
 

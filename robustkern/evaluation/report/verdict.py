@@ -42,7 +42,9 @@ class NetworkVerdict:
             images than the others only where it does so beyond chance.
         strongest_accuracy: what it leaves.
         strongest_samples: of so many images.
-        worst: share of images that stay right under every attack at the radius.
+        worst: share of images that stay right under every attack at the radius that was made on
+            them; of fewer images, which more attacks were made on, where they are worse beyond
+            chance.
         worst_interval: in which it lies at 95% confidence.
         worst_samples: of so many images.
         warnings: sentences, one for each sign of an attack that failed for another reason than the

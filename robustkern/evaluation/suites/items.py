@@ -99,14 +99,20 @@ def _ladder(subject: Subject) -> dict[str, Any]:
 def _attacks(subject: Subject) -> dict[str, Any]:
     names = [*subject.attacks, *([TWIN] if subject.twin is not None else [])]
     right = {name: subject.right(subject.attacked(name).found) for name in names}
-    worst = subject.right(subject.inputs)
+    standing = subject.right(subject.inputs)
     for each in right.values():
-        worst[: len(each)] &= each
+        standing[: len(each)] &= each
     return {
         "accuracy": {name: each.double().mean() for name, each in right.items()},
         "samples": {name: len(each) for name, each in right.items()},
-        "worst": _share(worst),
+        "worst": _worst(standing, {len(standing), *map(len, right.values())}),
     }
+
+
+def _worst(standing: Tensor, counts: set[int]) -> dict[str, Any]:
+    """Of all samples, unless of those that more attacks were made on fewer stand beyond chance."""
+    shares = [_share(standing[:count]) for count in sorted(counts, reverse=True)]
+    return min(shares, key=lambda each: each["high" if each is not shares[0] else "accuracy"])
 
 
 def _masking(subject: Subject) -> dict[str, Any]:
@@ -279,6 +285,7 @@ def _universal(subject: Subject) -> dict[str, Any]:
 
 def _images(subject: Subject) -> dict[str, Any]:
     names = [*subject.attacks, *subject.suite.distances]
+    names += ["LRC"] if "lrc_curve" in subject.suite.items else []
     adversarial = {name: subject.attacked(name).found for name in names}
     shown = {
         name: images[:_SHOWN] for name, images in {"clean": subject.inputs, **adversarial}.items()

@@ -23,7 +23,7 @@ from robustkern.evaluation.transfer import transfer_matrix
 
 FORMAT = 1  # of the results; raised with their layout
 _QUICK = ("clean", "fgsm_curve", "pgd_curve", "attacks", "failures", "gradients", "images")
-_LEAST_CALIBRATION = 19  # for a false positive rate of 5%
+LEAST_CALIBRATION = 19  # for a false positive rate of 5%
 _STANDARD = Suite(
     "standard",
     tuple(ITEMS),
@@ -114,9 +114,9 @@ def evaluate_networks(
             eval mode.
         inputs: (N, C, H, W) floating point, values in [0, 1].
         targets: (N,) int64, the true labels.
-        eps: strictly rising radii of the curves, L-infinity, in input units; of LRC standard
-            deviations, and in L2 times sqrt(C H W) / 4.
-        radius: L-infinity, of all that is measured at one radius.
+        eps: strictly rising radii of the curves, L-infinity, in [0, 1]; of LRC standard deviations,
+            and in L2 times sqrt(C H W) / 4.
+        radius: L-infinity, in (0, 1], of all that is measured at one radius.
         suite: `quick`, `standard` or `full`.
         twins: for the name of a model a network trained like it from another seed, whose
             adversarial inputs are tried on it.
@@ -131,7 +131,7 @@ def evaluate_networks(
             `partial_results`; for the measures of all networks the name is "".
 
     Returns:
-        Plain data, as JSON takes it, floats of six digits, None for what is infinite or does not
+        Plain data, as JSON takes it, measures of six digits, None for what is infinite or does not
         exist. `networks` has for each name and measure its `value`, the `forward` and `backward`
         passes (those of attacks for each sample attacked, shared ones counted by all that use them;
         the rest for each sample) and `seconds`; `transfer` has the same for the transfer matrix, or
@@ -162,8 +162,8 @@ def evaluate_networks(
         "format": FORMAT,
         "suite": chosen.name,
         "data": {"images": len(inputs), "shape": list(inputs.shape[1:]), "classes": classes},
-        "eps": _plain(list(eps)),
-        "radius": _plain(radius),
+        "eps": list(map(float, eps)),
+        "radius": float(radius),
         "seed": seed,
         "batch_size": batch_size,
     }
@@ -186,7 +186,11 @@ def evaluate_networks(
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     inputs, targets = inputs[order.to(inputs.device)], targets[order.to(targets.device)]
     least = min([len(inputs), *chosen.samples.values()])
-    check_data(CALLER, next(iter(models.values())), inputs[:least], targets[:least])
+    if targets[:least].min() == targets[:least].max():
+        raise ValueError(
+            f"{CALLER}: targets must hold two classes among the {least} samples that slow attacks "
+            f"are made on, drawn with seed {seed}, got {int(targets[0])} only"
+        )
     for name, model in models.items():
         missing = [item for item in chosen.items if item not in networks[name]]
         if not missing:
@@ -275,18 +279,22 @@ def _check(
     if not models:
         raise ValueError(f"{CALLER}: models must hold at least one network, got none")
     check_eps(CALLER, eps)
-    if not (math.isfinite(radius) and radius > 0):
-        raise ValueError(f"{CALLER}: radius must be positive and finite, got {radius}")
+    if not (0 < radius <= 1 and max(eps) <= 1):  # pixels reach no farther
+        raise ValueError(
+            f"{CALLER}: radius must lie in (0, 1] and eps in [0, 1], got {radius} and {list(eps)}"
+        )
     for name in twins:
         if name not in models:
             raise ValueError(f"{CALLER}: twins must be of models, got one of {name}")
+        if f"twin of {name}" in models:
+            raise ValueError(f"{CALLER}: models must not be named as a twin, got twin of {name}")
     for library in suite.libraries:
         _library(CALLER, library)
     held_out = "detection" in suite.items or "universal" in suite.items
-    if held_out and (calibration is None or len(calibration[0]) < _LEAST_CALIBRATION):
+    if held_out and (calibration is None or len(calibration[0]) < LEAST_CALIBRATION):
         came = 0 if calibration is None else len(calibration[0])
         raise ValueError(
-            f"{CALLER}: calibration must hold at least {_LEAST_CALIBRATION} samples for "
+            f"{CALLER}: calibration must hold at least {LEAST_CALIBRATION} samples for "
             f"{suite.name}, got {came}"
         )
     for model in (*models.values(), *twins.values()):

@@ -234,4 +234,4 @@ class Subject:
         return lambda model, batch, labels: kind.attack(model, batch, labels, **given)
 
     def _networks(self) -> Iterable[nn.Module]:
-        return [self.model] if self.twin is None else [self.model, self.twin]
+        return {self.model} if self.twin is None else {self.model, self.twin}

@@ -39,8 +39,9 @@ class CurvatureMonitor:
     passes of a plain epoch on 60,000. The same images, draws and starts each time make the epochs
     comparable; as a figure of the network the accuracy of so few is coarse.
 
-    The network is measured in eval mode, outside autocast and uncompiled. Its modes, `.grad`, buffers and the
-    random state are afterwards as they were: training goes on as it would have done.
+    The network is measured in eval mode, outside autocast and uncompiled. Its modes, `.grad`,
+    buffers and the random state are afterwards as they were: training goes on as it would have
+    done.
 
     Args:
         inputs: (N, \*D) floating point, values in [0, 1], such as the test images.

@@ -105,6 +105,8 @@ def test_an_image_of_one_colour_has_a_finite_gradient():
 
 def test_normalize_travels_with_the_network():
     network = build("cnn", (1, 8, 8), 3, [0.25], [0.5])
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(network[1:](network[:1](images)), network(images))
     assert {"0.mean", "0.std"} <= set(network.state_dict())
     assert not any(p is network[0].mean for p in network.parameters())
 

@@ -52,6 +52,17 @@ def smoke(setting: Setting) -> Setting:
     )  # fmt: skip
 
 
+def check_enough(data: Dataset, setting: Setting) -> None:
+    """Refuse data with fewer images than the figures are said to be of."""
+    needed = (setting.train + setting.validation, setting.test)
+    found = (len(data.x_train), len(data.x_test))
+    if found[0] < needed[0] or found[1] < needed[1]:
+        raise ValueError(
+            f"frontier: data must hold at least {needed[0]} training and {needed[1]} test images, "
+            f"got {found[0]} and {found[1]}"
+        )
+
+
 def held_out(data: Dataset, setting: Setting) -> Dataset:
     """Training images, with validation images in the place of the test images."""
     end = setting.train + setting.validation
@@ -190,7 +201,10 @@ class Results:
         )
         self.rows: list[Row] = []
         if path.exists():
-            found = json.loads(path.read_text())
+            try:
+                found = dict(json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"frontier: {path} must hold results, got {error!r}") from error
             for key, value in self.head.items():
                 if found.get(key) != value:
                     raise ValueError(
@@ -331,17 +345,20 @@ def main() -> None:
         )
     for module in ("pyautoattack", "matplotlib"):  # found missing now, not at the end
         importlib.import_module(module)
+    default = Path(__file__).parent / "results" / f"frontier-{arguments.set}.json"
+    path = arguments.output or default.with_stem(default.stem + "-smoke" * arguments.smoke)
     try:
         data = load(arguments.data)
+        check_enough(data, setting)
+        results = Results(path, setting, arguments.note)
     except FileNotFoundError as error:
         parser.error(
             f"{error}: give the path of an .npz file with x_train, y_train, x_test and y_test, or "
             f"--data {arguments.set}, which torchvision downloads (robustkern[data])"
         )
-    default = Path(__file__).parent / "results" / f"frontier-{arguments.set}.json"
-    path = arguments.output or default.with_stem(default.stem + "-smoke" * arguments.smoke)
+    except ValueError as error:
+        parser.error(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
-    results = Results(path, setting, arguments.note)
     only = ["no penalty", *arguments.only] if arguments.only else []
     begun = time.perf_counter()
     run(setting, data, results, arguments.workers, only)

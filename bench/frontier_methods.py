@@ -14,7 +14,8 @@ from robustkern.training.adversarial import adversarial_training, fgsm_rs_augmen
 from robustkern.training.data import Dataset
 from robustkern.training.models import Normalize, ResNet, cnn, pixel_statistics
 from robustkern.training.naive import NaiveCURETrainer
-from robustkern.training.penalty import DEFAULTS, ScheduledPenalty
+from robustkern.training.penalty import ScheduledPenalty
+from robustkern.training.schedules import Schedule
 from robustkern.training.trainer import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
@@ -163,6 +164,7 @@ def methods(setting: Setting) -> list[Method]:
         Method("SGR of PGD, every 4th step", "penalty",
                penalty("sgr", standardize="data", source="pgd", attack_eps=eps, update_every=4),
                grid=grids["sgr"]),
+        Method("LLR", "penalty", penalty("llr", eps=eps), grid=grids["llr"]),
         Method("FGSM-RS", "attack", attack=attack("fgsm-rs"), grid=grids["attack"]),
         Method("PGD-7", "attack", attack=attack("pgd", steps=7), grid=grids["attack"]),
         Method("PGD-10", "attack", attack=attack("pgd", steps=10), grid=grids["attack"]),
@@ -180,8 +182,6 @@ def methods(setting: Setting) -> list[Method]:
             naive_of="CURE",
         )  # fmt: skip
         found.insert(2, authors)
-    if "llr" in DEFAULTS:
-        found.insert(-8, Method("LLR", "penalty", penalty("llr", eps=eps), grid=grids["llr"]))
     return found
 
 
@@ -201,6 +201,7 @@ def trainer(
     """A trainer of `model`, which it changes."""
     options = {
         "batch_size": setting.batch_size,
+        "lr": Schedule(((0, setting.lr),)),
         "crop": 4 if setting.augment else 0,
         "flip": setting.augment,
         "seed": seed,

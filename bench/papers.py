@@ -95,6 +95,7 @@ TABLES = {
             "clean-resnext34-cifar10": Paper("95.93", distance="0.09"),
             "tv-resnext34-cifar10": Paper("96.42", distance="0.30"),
             "tv-lipschitz-resnext34-cifar10": Paper("95.87", "1.9", distance="0.31"),
+            "medium-tv-lipschitz-resnext34-cifar10": Paper(attacked="8.4"),
             "strong-tv-lipschitz-resnext34-cifar10": Paper("94.02", "6.3", distance="0.52"),
         },
         distance=True,

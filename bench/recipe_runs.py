@@ -65,7 +65,7 @@ class Runs:
         self.path, self.setting, self.given = path, setting, given
         size, speed = "reduced" if setting.reduced else "full", "-fast" if setting.fast else ""
         self.runs = runs / f"{size}{speed}"
-        self.end = time.monotonic() + seconds
+        self.seconds, self.end = seconds, time.monotonic() + seconds
         self.rows = read_rows(path)
 
     def left(self) -> float:
@@ -105,6 +105,10 @@ class Runs:
             return True
         if self.left() <= 0:
             return False
+        start = find_recipe(recipe).start
+        if start is not None and "error" in self.row(start):
+            self.save(recipe, error=f"{start} failed")
+            return True
         options, path = self.options(recipe), self.checkpoint(recipe)
         kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in PLACES}
         try:
@@ -114,6 +118,12 @@ class Runs:
             return True
         log = load_checkpoint(path)["log"]
         if len(log) < options.epochs:
+            longest = max(epoch["seconds"] for epoch in log)
+            if longest > self.seconds:
+                raise ValueError(
+                    f"--seconds must leave time for an epoch of {recipe}, which took "
+                    f"{longest:.0f}, got {self.seconds:g}"
+                )
             return False
         self.save(
             recipe,

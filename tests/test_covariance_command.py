@@ -164,3 +164,6 @@ def test_a_checkpoint_older_than_an_option_is_resumed(tmp_path):
     with pytest.raises(ValueError, match=r"^train: adversarial must be .* made with, None, got "):
         train(Options(epochs=2, adversarial=NOISE, **sizes), resume=True)
     assert len(load_checkpoint(train(Options(epochs=2, **sizes), resume=True))["log"]) == 2
+    content["options"]["penalties"] = []  # of the command line, before there were recipes
+    torch.save(content, path)
+    assert len(load_checkpoint(train(Options(epochs=2, **sizes), resume=True))["log"]) == 2

@@ -45,6 +45,18 @@ def test_an_epoch_of_60000_images_costs_less_than_2_percent_more_passes():
     assert max(passes.forward, passes.backward) < 0.02 * 60_000
 
 
+def test_a_compiled_network_is_not_compiled_for_it():
+    model, compiled = smooth(torch.float32), []
+    inputs, targets = batch(torch.float32, samples=4)
+    monitor = CurvatureMonitor(inputs, targets, eps=0.1, draws=2, steps=2)
+    expected = monitor(model)
+    network = torch.compile(model, backend=lambda graph, _: compiled.append(graph) or graph)
+    assert monitor(network) == expected
+    assert not compiled
+    network(inputs)
+    assert compiled
+
+
 def test_training_with_it_is_bitwise_the_same():
     inputs, targets = batch(torch.float32, samples=12)
     monitor, trained = CurvatureMonitor(inputs, targets, eps=0.1, draws=2, steps=2), []

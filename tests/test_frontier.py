@@ -1,5 +1,6 @@
 """bench/frontier.py, in small: it goes all the way, goes on where it was, and draws the edge."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -112,6 +113,39 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     assert "--data mnist, which torchvision downloads" in message
 
 
+@pytest.mark.parametrize("wrong", ["few", "damaged"])
+def test_data_and_results_that_cannot_be_used_are_named(wrong, data, tmp_path, monkeypatch, capsys):
+    from frontier import main
+
+    path, smoke = tmp_path / "f.json", ["--smoke"] * (wrong == "damaged")
+    path.write_text("[1")
+    arguments = ["mnist", "--data", str(data), "--output", str(path), *smoke]
+    monkeypatch.setattr("sys.argv", ["frontier.py", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    message = capsys.readouterr().err
+    if wrong == "few":
+        assert "at least 6000 training and 600 test images, got 160 and 32" in message
+    else:
+        assert "f.json must hold results, got JSONDecodeError" in message
+
+
+def test_the_learning_rate_is_the_settings():
+    import torch
+    from frontier import Bench
+    from frontier_methods import MNIST
+
+    from robustkern.training.data import Dataset
+
+    setting = dataclasses.replace(MNIST, train=64, validation=16, test=16, lr=0.0, clean_epochs=0)
+    x, y = torch.rand(80, 1, 8, 8), torch.arange(80) % 10
+    bench = Bench(setting, Dataset("random", x, y, x, y))
+    run = bench.trainer(bench.methods["no penalty"], 0.0, 0)
+    before = copy.deepcopy(run.model.state_dict())
+    run.run_epoch()
+    assert all(torch.equal(before[k], v) for k, v in run.model.state_dict().items())
+
+
 def test_the_strength_is_the_most_robust_of_those_that_keep_clean_accuracy():
     from frontier import chosen
     from frontier_methods import Method
@@ -175,7 +209,7 @@ def test_the_edge_is_what_nothing_dominates():
 @pytest.mark.parametrize(
     ("cure", "expected"),
     [((3.0, 89), [True, True, True]), ((6.0, 88), [False, False, True]),
-     ((9.0, 70), [False, False, False])],
+     ((9.0, 70), [False, False, False]), ((3.0, 70), [False, False, True])],
 )  # fmt: skip
 def test_claims_are_judged_by_the_figures(cure, expected):
     from frontier_picture import claims
@@ -188,3 +222,12 @@ def test_claims_are_judged_by_the_figures(cure, expected):
         )
     )
     assert [holds for _, holds in found] == expected
+
+
+def test_more_seeds_are_no_more_test_images():
+    from frontier_picture import summary
+
+    once, thrice = (content(("PGD-7", "attack", None, 7.0, 90)) for _ in range(2))
+    thrice["setting"]["seeds"] = 3
+    thrice["rows"] += [{**thrice["rows"][0], "seed": seed} for seed in (1, 2)]
+    assert summary(thrice) == summary(once)

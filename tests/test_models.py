@@ -91,6 +91,7 @@ def test_each_image_is_standardized_by_itself():
     std, mean = torch.std_mean(images, dim=(1, 2, 3), correction=0, keepdim=True)
     standardize = build("cnn", (3, 8, 8), 4, [0.5] * 3, [1.0] * 3, per_image=True)[0]
     torch.testing.assert_close(standardize(images), (images - mean) / std)
+    assert standardize(images[:0]).shape == (0, 3, 8, 8)
 
 
 def test_an_image_of_one_colour_has_a_finite_gradient():
@@ -104,6 +105,8 @@ def test_an_image_of_one_colour_has_a_finite_gradient():
 
 def test_normalize_travels_with_the_network():
     network = build("cnn", (1, 8, 8), 3, [0.25], [0.5])
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(network[1:](network[:1](images)), network(images))
     assert {"0.mean", "0.std"} <= set(network.state_dict())
     assert not any(p is network[0].mean for p in network.parameters())
 

@@ -114,6 +114,29 @@ def test_a_training_that_fails_has_its_row(call, recipe_runs, monkeypatch):
         assert "the loss is no number" in printed
 
 
+def test_nothing_starts_from_a_training_that_failed(call, recipe_runs, monkeypatch):
+    train = recipe_runs.train
+
+    def fail_after_an_epoch(options, **_):
+        train(options, seconds=0)
+        raise FloatingPointError("the loss is no number")
+
+    monkeypatch.setattr(recipe_runs, "train", fail_after_an_epoch)
+    status, _, rows = call("cure", "--only", "cure-resnet18-cifar10")
+    assert status == 0
+    errors = ["the loss is no number", "clean-resnet18-cifar10 failed"]
+    assert [row["error"] for row in rows] == errors
+
+
+def test_too_little_time_for_any_epoch_is_named(call, recipe_runs, monkeypatch):
+    train = recipe_runs.train
+    monkeypatch.setattr(recipe_runs, "train", lambda *a, **k: train(*a, **{**k, "seconds": 0}))
+    monkeypatch.setattr(recipe_runs.Runs, "left", lambda runs: 1.0)
+    status, printed, rows = call("cure", "--only", "clean-resnet18-cifar10", "--seconds", "0.0001")
+    assert (status, rows) == (2, [])
+    assert "--seconds must leave time for an epoch of clean-resnet18-cifar10, which" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -84,6 +84,7 @@ def test_weights_of_total_variation_and_lipschitz():
 
     assert weights("tv") == ["0.01"]
     assert weights("tv-lipschitz") == ["0.01", "0.1"]
+    assert weights("medium-tv-lipschitz") == ["0.1", "0.1"]
     assert weights("strong-tv-lipschitz") == ["0.1", "1"]
 
 

@@ -279,10 +279,19 @@ def test_a_loss_that_is_no_number_ends_the_run(small):
     trainer = Trainer(network(), small, NOTHING)
     next(trainer.model.parameters()).data.fill_(float("nan"))
     message = (
-        "Trainer: loss and penalty must stay finite, got nan and 0.0 in epoch 1; "
-        "try a smaller learning rate or weight"
+        "Trainer: loss, penalty and the norm of the network must stay finite, got nan, 0.0 and nan "
+        "in epoch 1; try a smaller learning rate or weight"
     )
     with pytest.raises(FloatingPointError, match=f"^{re.escape(message)}$"):
+        trainer.run_epoch()
+
+
+def test_a_last_step_out_of_all_bounds_ends_the_run(small):
+    lr = Schedule.parse("lr", "1e38")
+    trainer = Trainer(
+        network(), small, NOTHING, optimizer="sgd", lr=lr, batch_size=len(small.x_train)
+    )
+    with pytest.raises(FloatingPointError, match=r"got \d\.\d+, 0\.0 and inf in epoch 1"):
         trainer.run_epoch()
 
 

@@ -24,7 +24,7 @@ class LocalLinearity(Penalty):
     gradients out.
 
     The loss of the batch must be the mean of those of its samples, each of which `loss_fn` makes,
-    through `torch.vmap`, of one sample alone: no class weights, for instance.
+    through `torch.vmap`, of one sample alone: no class weights or ignored labels, for instance.
 
     Args:
         weight: lambda of the paper, of the linearity error.

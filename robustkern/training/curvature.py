@@ -39,8 +39,9 @@ class CurvatureMonitor:
     passes of a plain epoch on 60,000. The same images, draws and starts each time make the epochs
     comparable; as a figure of the network the accuracy of so few is coarse.
 
-    The network is measured in eval mode and outside autocast. Its modes, `.grad`, buffers and the
-    random state are afterwards as they were: training goes on as it would have done.
+    The network is measured in eval mode, outside autocast and uncompiled. Its modes, `.grad`,
+    buffers and the random state are afterwards as they were: training goes on as it would have
+    done.
 
     Args:
         inputs: (N, \*D) floating point, values in [0, 1], such as the test images.
@@ -114,7 +115,11 @@ class CurvatureMonitor:
         """
         example = next(model.parameters(), self._inputs)
         inputs, targets = self._inputs.to(example), self._targets.to(example.device)
-        with evaluating(model), torch.autocast(example.device.type, enabled=False):
+        with (
+            evaluating(model),
+            torch.autocast(example.device.type, enabled=False),
+            torch.compiler.set_stance("force_eager"),  # compiling costs more than the few passes
+        ):
             robust = accuracy(model, inputs, targets, attack=self._attack)
             hessian = InputHessian(model, inputs, targets, h=self._h)
             frobenius = frobenius_norm(hessian, inputs, self._draws)

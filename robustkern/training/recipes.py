@@ -86,6 +86,7 @@ RECIPES: dict[str, Recipe] = {
     "sgr-pgd-carlini-cifar10": Recipe(_sgr("pgd", attack_eps=8 / 255)),
     "tv-resnext34-cifar10": Recipe(_tv("0.01")),
     "tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.01", "0.1")),
+    "medium-tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.1", "0.1")),
     "strong-tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.1", "1")),
     "pgd-resnet18-cifar10": Recipe({**_RESNET, **_attacked("pgd", 8 / 255, steps=7)}),
     "pgd-wideresnet28x10-cifar10": Recipe({**_WIDE, **_attacked("pgd", 8 / 255, steps=7)}),

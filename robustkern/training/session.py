@@ -280,7 +280,10 @@ def _check_same(options: Options, saved: Mapping[str, Any]) -> None:
     # An option that is newer than the checkpoint was at its default.
     made_with = {**dataclasses.asdict(Options()), **saved}
     for name, value in dataclasses.asdict(options).items():
-        if name not in _FREE and made_with[name] != value:
+        same = made_with[name] == value
+        if name == "penalties":  # of any sequence: that of none has been a list and a tuple
+            same = list(made_with[name]) == list(value)
+        if name not in _FREE and not same:
             raise ValueError(
                 f"train: {name} must be what the resumed run was made with, {made_with[name]}, "
                 f"got {value}"

@@ -153,7 +153,7 @@ class Trainer:
             What happened.
 
         Raises:
-            FloatingPointError: the loss is no longer finite.
+            FloatingPointError: the loss or the network is no longer finite.
         """
         start = time.perf_counter()
         self.model.train()
@@ -167,10 +167,14 @@ class Trainer:
                 if advance is not None:
                     advance(len(index))
         loss, penalty = (total / len(self._x)).tolist()
-        if not math.isfinite(loss + penalty):
+        # The last step has been taken since the last loss.
+        state = [v for v in self.model.state_dict().values() if v.is_floating_point()]
+        norm = float(nn.utils.get_total_norm(state))
+        if not math.isfinite(loss + penalty + norm):
             raise FloatingPointError(
-                f"Trainer: loss and penalty must stay finite, got {loss} and {penalty} in epoch "
-                f"{self.epoch + 1}; try a smaller learning rate or weight"
+                "Trainer: loss, penalty and the norm of the network must stay finite, got "
+                f"{loss}, {penalty} and {norm} in epoch {self.epoch + 1}; try a smaller learning "
+                "rate or weight"
             )
         seconds = time.perf_counter() - start
         self.epoch += 1

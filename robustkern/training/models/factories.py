@@ -23,9 +23,9 @@ class Classifier(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (N, C, H, W) in [0, 1] to (N, classes)."""
-        normalize, network = self
-        outputs: Tensor = network(normalize(input))
-        return outputs
+        for module in self:  # a slice has one of the two
+            input = module(input)
+        return input
 
 
 def resnet18(shape: Shape, classes: int) -> ResNet:

@@ -59,7 +59,7 @@ class PerImageStandardization(nn.Module):
         centred = inputs - inputs.mean(dim=(1, 2, 3), keepdim=True)
         variance = centred.square().mean(dim=(1, 2, 3), keepdim=True)
         # Clamped before the root, whose gradient at zero is infinite.
-        return centred / variance.clamp(min=1 / inputs[0].numel()).sqrt()
+        return centred / variance.clamp(min=1 / inputs.shape[1:].numel()).sqrt()
 
 
 def pixel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

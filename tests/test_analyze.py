@@ -139,6 +139,21 @@ def test_what_networks_do_not_have_is_left_out_with_a_reason(checkpoints, tmp_pa
     assert "| run     |            none |          none |            12 |" in analysis_text(report)
 
 
+def test_the_law_of_subspaces_is_measured_where_images_are_moved(
+    checkpoints, tmp_path, monkeypatch
+):
+    model = restore_model(load_checkpoint(checkpoints[0]))
+    images = analysis.load("digits").first(test=70)
+    # The first sixty are misclassified.
+    images.y_test.copy_(model(images.x_test).argmax(1))
+    images.y_test[:60] = (images.y_test[:60] + 1) % 10
+    monkeypatch.setattr(analysis, "load", lambda *_: images)
+    report = analyze(checkpoints[:1], figures=["subspace"], test_size=70, output=tmp_path)
+    law = report["figures"]["subspace"]["networks"]["run"]
+    assert law["excluded"] == 0
+    assert all(distance > 0 for distance in law["measured"])
+
+
 def test_a_network_that_is_not_piecewise_linear_is_looked_at_too(tmp_path, monkeypatch):
     (tmp_path / "smooth.py").write_text(
         "from torch import nn\n"
@@ -163,10 +178,11 @@ def test_misuse_is_named(checkpoints, tmp_path, monkeypatch):
         analyze([], output=tmp_path)
     with pytest.raises(ValueError, match="test_size must be at least 2, got 1"):
         analyze(checkpoints, test_size=1, output=tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(ImportError, match=re.escape("robustkern[plots]")):
-            analyze(checkpoints, output=tmp_path)
+    for module, extra in (("matplotlib.figure", "plots"), ("foolbox", "eval")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(ImportError, match=re.escape(f"robustkern[{extra}]")):
+                analyze(checkpoints, figures=["alignment", "bounds"], output=tmp_path)
     assert not contents(tmp_path)
     (tmp_path / "images.json").write_text("{")
     with pytest.raises(ValueError, match=r"images\.json must hold results of an analysis, got"):

@@ -76,6 +76,8 @@ def analyze(
         raise ValueError(f"analyze: test_size must be at least 2, got {test_size}")
     folder = output_folder(output, "analyze")
     require("matplotlib.figure", "plots")
+    if any(FIGURES[name].attacks for name in figures):
+        require("foolbox", "eval")
     saved = [load_checkpoint(path) for path in checkpoints]
     chosen = saved[0]["options"]["data"] if data is None else data
     images = load(chosen, data_folder).first(test=test_size)

@@ -68,12 +68,15 @@ def read_results(path: Path, what: str, made_with: Mapping[str, Any], key: str) 
     what_to_do = "remove it, or choose another --output"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        before, results = content["made_with"], content[key]
+        before, results = dict(content["made_with"]), content[key]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must hold results of an {what}, got {error!r}; {what_to_do}"
         ) from error
-    different = [key for key, value in made_with.items() if before.get(key) != value]
+    # As text, for the order of what they name matters too.
+    different = [
+        key for key, value in made_with.items() if json.dumps(before.get(key)) != json.dumps(value)
+    ]
     if different:
         raise ValueError(
             f"{path} must be of the same {what} to go on with, "

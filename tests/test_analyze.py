@@ -119,6 +119,42 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(checkpoints, tmp_path, 
     assert contents(tmp_path / "killed") == after
 
 
+def test_networks_keep_their_order(checkpoints, tmp_path):
+    first = tmp_path / "first" / "checkpoint.pt"
+    first.parent.mkdir()
+    first.write_bytes(checkpoints[1].read_bytes())
+    options = {"figures": ["alignment"], "test_size": 12, "output": tmp_path / "out"}
+    found = analyze([first, checkpoints[0]], **options)["figures"]["alignment"]
+    assert list(found["networks"]) == ["first", "run"]
+    with pytest.raises(ValueError, match="got another checkpoints"):
+        analyze([checkpoints[0], first], **options)
+
+
+def test_a_data_set_of_few_images(checkpoints, tmp_path):
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10
+    for count in (1, 3):
+        few = x[:count], y[:count]
+        np.savez(tmp_path / f"{count}.npz", x_train=x, y_train=y, x_test=few[0], y_test=few[1])
+    options = {"figures": ["alignment"], "output": tmp_path / "out"}
+    analyze(checkpoints[:1], data=str(tmp_path / "3.npz"), **options)
+    content = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert content["made_with"]["test_size"] == 3
+    with pytest.raises(ValueError, match="data 1 must hold at least 2 test images, got 1"):
+        analyze(checkpoints[:1], data=str(tmp_path / "1.npz"), **options)
+
+
+def test_the_table_has_medians_and_says_what_bounds_are():
+    margin = {"distances": [1.0, 4.0, None, 2.0], "lower": [0.5] * 4, "upper": [3.0] * 4}
+    report = {
+        "networks": {"net": "net/checkpoint.pt"},
+        "figures": {"bounds": {"margin": {"net": {**margin, "excluded": 1}}}},
+        "left_out": {},
+    }
+    *_, row, label = analysis_text(report).splitlines()
+    assert row == "| net     |               3 |         50.0% |             1 |"
+    assert label == "bounds are a local quadratic estimate, not a certificate"
+
+
 def test_what_networks_do_not_have_is_left_out_with_a_reason(checkpoints, tmp_path, monkeypatch):
     report = analyze(checkpoints[1:], figures=["evolution"], test_size=12, output=tmp_path)
     assert report["figures"] == {}
@@ -176,8 +212,18 @@ def test_misuse_is_named(checkpoints, tmp_path, monkeypatch):
         analyze(checkpoints, figures=["profile", "pie"], output=tmp_path)
     with pytest.raises(ValueError, match="checkpoints must hold at least one, got none"):
         analyze([], output=tmp_path)
-    with pytest.raises(ValueError, match="test_size must be at least 2, got 1"):
-        analyze(checkpoints, test_size=1, output=tmp_path)
+    for wrong, error, message in (
+        ({"test_size": 1}, ValueError, "test_size must be at least 2, got 1"),
+        ({"test_size": 2.5}, TypeError, "test_size must be an int, got float"),
+        ({"seed": 1.5}, TypeError, "seed must be an int, got float"),
+        ({"h": 0.0}, ValueError, r"h must be positive and finite, got 0\.0"),
+        ({"h": float("nan")}, ValueError, "h must be positive and finite, got nan"),
+        ({"figures": "profile"}, TypeError, "figures must be a sequence, got 'profile'"),
+    ):
+        with pytest.raises(error, match=f"^analyze: {message}$"):
+            analyze(checkpoints, **{"figures": ["alignment"], **wrong}, output=tmp_path)
+    with pytest.raises(TypeError, match=r"^analyze: checkpoints must be a sequence, got .*Path"):
+        analyze(checkpoints[0], output=tmp_path)
     for module, extra in (("matplotlib.figure", "plots"), ("foolbox", "eval")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)

@@ -81,11 +81,23 @@ def test_the_page_of_the_docs_has_a_section_for_each_figure(checkpoints, tmp_pat
     analyze(checkpoints, test_size=12, output=tmp_path, device="cpu")
     made = {name: made() for name, made in page.SECTIONS.items()}
     assert made["analysis_setting"].startswith("Networks: run, run-2; 12 test images of digits")
+    shown = []
     for name in FIGURES:
         text = made[f"analysis_{name.replace('-', '_')}"]
-        assert f"![{name}" in text
+        pictures = re.findall(r"!\[(.+)\]\(\.\./bench/results/.*/(.+)\.png\)", text)
+        assert all(described != stem for described, stem in pictures)
+        shown += [stem for _, stem in pictures]
         assert not re.search(r"\bnan\b", text)
+    assert sorted(shown) == sorted(path.stem for path in tmp_path.glob("*.png"))
+    assert shown.index("bounds-margin") < shown.index("bounds-curves")
     assert "with the paper: it is greater after robust training" in made["analysis_alignment"]
+    assert "no network to compare run with" in made["analysis_evolution"]
+    # Where nothing is found within most subspaces, and where nothing is to be divided by.
+    found = {"networks": {"run": {"dims": [2, 4], "ratios": [[0.9, None, None], [1.0, 1.1, 1.2]]}}}
+    assert "| run | inf | 1.10 |" in page.subspace(found)
+    assert "run-2 by no finite factor" in page.compared(
+        {"run": 0.0, "run-2": 1.0}, "", smaller=False
+    )
 
 
 def test_a_killed_run_goes_on_and_computes_nothing_twice(checkpoints, tmp_path, monkeypatch):

@@ -74,7 +74,8 @@ def times(larger: float, smaller: float) -> str:
     """How many times as large, where that is a number."""
     if not smaller or not math.isfinite(larger) or not math.isfinite(smaller):
         return "by no finite factor"
-    return f"{larger / smaller:.2g} times"
+    factor = larger / smaller
+    return f"{factor:.2g} times" if factor < 100 else f"{factor:,.0f} times"
 
 
 def middle(values: list[float | None]) -> float:
@@ -214,6 +215,26 @@ def images(data: Data) -> str:
     )
 
 
+def normal_sections(data: Data) -> str:
+    """How many boundaries are nearer to their inputs where these are moved along the direction."""
+    rows, most = [], []
+    for name, each in data["networks"].items():
+        offsets = each["offsets"]
+        middle, aside = len(offsets) // 2, len(offsets) // 4
+        shown = [[row[middle + place] for place in (-aside, 0, aside)] for row in each["heights"]]
+        bends = [(a + c) / 2 - b for a, b, c in shown if None not in (a, b, c)]
+        towards = sum(bend < 0 for bend in bends)
+        most.append(2 * towards > len(bends))
+        drop = f"{-statistics.median(bends):.2g}" if bends else ""
+        rows.append([name, f"{offsets[middle + aside]:.2g}", f"{towards} of {len(bends)}", drop])
+    first = next(iter(data["networks"]))
+    header = ["network", "moved to either side by", "boundaries nearer then", "median, by"]
+    return table(header, rows) + (
+        f"{_verdict(most[0], 'the curved model')}, if most boundaries of {first} are to be nearer, "
+        "on the mean of both sides.\n"
+    )
+
+
 def normals(data: Data) -> str:
     """How much of the normals ten directions hold, and the first shared curvature."""
 
@@ -328,7 +349,7 @@ SECTIONS = {
     ),
     "analysis_normal_sections": section(
         "normal-sections",
-        lambda data: "",
+        normal_sections,
         {"": "boundaries near several images over one shared direction"},
     ),
     "analysis_normals": section(

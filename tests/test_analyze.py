@@ -95,6 +95,12 @@ def test_the_page_of_the_docs_has_a_section_for_each_figure(checkpoints, tmp_pat
     # Where nothing is found within most subspaces, and where nothing is to be divided by.
     found = {"networks": {"run": {"dims": [2, 4], "ratios": [[0.9, None, None], [1.0, 1.1, 1.2]]}}}
     assert "| run | inf | 1.10 |" in page.subspace(found)
+    assert "204 times" in page.compared({"run": 204.0, "run-2": 1.0}, "", smaller=True)
+    heights = [[0.5, 0.8, 1.0, 0.6, None], [None] * 5, [1.0, 1.2, 1.0, 1.2, 1.4]]
+    sections = {"run": {"offsets": [-2.0, -1.0, 0.0, 1.0, 2.0], "heights": heights}}
+    text = page.normal_sections({"networks": sections})
+    assert "| run | 1 | 1 of 2 | 0.05 |" in text
+    assert "Does not agree with the curved model" in text
     assert "run-2 by no finite factor" in page.compared(
         {"run": 0.0, "run-2": 1.0}, "", smaller=False
     )

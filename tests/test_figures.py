@@ -150,6 +150,15 @@ def test_networks_differ_in_more_than_colour(name):
     assert len({look[1:] for look in looks}) == len(looks)
 
 
+def test_names_are_no_formulas_and_stand_in_legends():
+    figure = figures.profile({"_a$b^$": {"mean": [3, 1], "low": [2, 0], "high": [4, 2]}})
+    (_, found), *_ = maps().items()
+    for drawn in (figure, figures.saliency_maps(IMAGES.tolist(), {"a$b^$": found})):
+        drawn.savefig(io.BytesIO(), dpi=20)
+    (text,) = figure.axes[1].get_legend().get_texts()
+    assert text.get_text().strip() == r"_a\$b^\$"
+
+
 def test_lines_hold_the_data():
     whole, _ = FIGURES["profile"][0]().axes
     assert whole.lines[0].get_xdata().tolist() == [1, 2]

@@ -53,7 +53,7 @@ def analyze(
         data: name or path of the data set; the one that the first was trained on when None.
         data_folder: where torchvision keeps its files.
         test_size: use the first so many test images, at least 2. The alignment is measured on all,
-            eigenvalues on 100 at most, what needs adversarial images on 200.
+            the profile on 100 at most, what needs adversarial images on 200.
         seed: of random directions, not negative.
         device: where to compute.
         output: folder for the figures.

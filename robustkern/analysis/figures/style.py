@@ -47,13 +47,13 @@ def panels(
 
 
 def looks(count: int) -> Iterator[dict[str, Any]]:
-    """For each of so many lines its colour, line style and marker."""
+    """For each of so many lines its colour, line style and marker; the first 49 all differ."""
     for index in range(count):
-        place = index % len(COLORS)
+        turn, place = divmod(index, len(COLORS))
         yield {
             "color": COLORS[place],
-            "linestyle": _LINES[place],
-            "marker": _MARKERS[place],
+            "linestyle": _LINES[(place + turn) % len(_LINES)],
+            "marker": _MARKERS[(place + 2 * turn) % len(_MARKERS)],
             "markersize": 4,
         }
 

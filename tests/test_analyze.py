@@ -259,6 +259,11 @@ def test_what_does_not_fit_is_refused(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"^analyze: data colour must fit the checkpoint's netw"):
         analyze(checkpoints, data=str(tmp_path / "colour.npz"), output=tmp_path / "out")
     content = torch.load(checkpoints[0], weights_only=True)
+    for weights in content["trainer"]["model"].values():
+        weights.fill_(torch.nan)
+    torch.save(content, tmp_path / "diverged.pt")
+    with pytest.raises(ValueError, match=f"^analyze: network {tmp_path.name} must have finite out"):
+        analyze([checkpoints[0], tmp_path / "diverged.pt"], output=tmp_path / "out")
     content["model"]["name"] = "linear"
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="must"):

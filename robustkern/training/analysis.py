@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from robustkern.analysis.samples import check_count, check_length
 from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import load
@@ -67,8 +69,8 @@ def analyze(
         OSError: the output folder cannot be written to.
         TypeError: one path or name in place of a sequence, or a number of another type.
         ValueError: no checkpoint, an unknown figure, a damaged checkpoint, images that a network
-            does not take or fewer than two, an option out of range, or a folder with figures of
-            other options.
+            does not take or fewer than two, outputs that are not finite, an option out of range,
+            or a folder with figures of other options.
     """
     for argument, given in (("checkpoints", checkpoints), ("figures", figures)):
         if isinstance(given, str | Path):
@@ -103,6 +105,9 @@ def analyze(
         model = restore_model(content).to(place)
         inputs = images.x_test.to(next(model.parameters()))
         targets = images.y_test.to(place)
+        with torch.no_grad():
+            if not model(inputs[:1]).isfinite().all():
+                raise ValueError(f"analyze: network {name} must have finite outputs, got others")
         networks[name] = Portrait(model, inputs, targets, content["log"], seed, h)
     made_with = {
         "h": h,

@@ -12,18 +12,20 @@ NOT_MEASURED = "Not measured yet.\n"
 Data = dict[str, Any]
 
 
-def section(name: str, says: Callable[[Data], str]) -> Callable[[], str]:
-    """The pictures of a figure and what `says` makes of its data."""
+def section(
+    name: str, says: Callable[[Data], str], pictures: Mapping[str, str]
+) -> Callable[[], str]:
+    """The pictures of a figure, described by the end of their names, and what its data say."""
 
     def made() -> str:
         path = FOLDER / f"{name}.json"
         if not path.exists():
             return NOT_MEASURED
-        pictures = "".join(
-            f"![{picture.stem}](../bench/results/{FOLDER.name}/{picture.name})\n"
-            for picture in sorted([*FOLDER.glob(f"{name}.png"), *FOLDER.glob(f"{name}-*.png")])
+        shown = "".join(
+            f"![{text}](../bench/results/{FOLDER.name}/{name}{which}.png)\n"
+            for which, text in pictures.items()
         )
-        return f"{pictures}\n{says(json.loads(path.read_text())['data'])}\n"
+        return f"{shown}\n{says(json.loads(path.read_text())['data'])}\n"
 
     return made
 
@@ -54,8 +56,10 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def compared(values: Mapping[str, float], claim: str, *, smaller: bool) -> str:
     """Whether the later networks are to the first as the paper says, and by how much."""
     (first, before), *others = values.items()
+    if not others:
+        return f"The paper: {claim}. There is no network to compare {first} with."
     shares = [
-        f"{name} {before / value if smaller else value / before:.2g} times"
+        f"{name} {times(before, value) if smaller else times(value, before)}"
         for name, value in others
     ]
     holds = all(value < before if smaller else value > before for _, value in others)
@@ -66,9 +70,22 @@ def compared(values: Mapping[str, float], claim: str, *, smaller: bool) -> str:
     )
 
 
+def times(larger: float, smaller: float) -> str:
+    """How many times as large, where that is a number."""
+    if not smaller or not math.isfinite(larger) or not math.isfinite(smaller):
+        return "by no finite factor"
+    factor = larger / smaller
+    return f"{factor:.2g} times" if factor < 100 else f"{factor:,.0f} times"
+
+
 def middle(values: list[float | None]) -> float:
     """The median, None being infinite."""
-    return statistics.median([math.inf if value is None else value for value in values or [None]])
+    return statistics.median(map(number, values or [None]))
+
+
+def number(value: float | None) -> float:
+    """As a figure's data have it, where None is infinite."""
+    return math.inf if value is None else value
 
 
 def profile(data: Data) -> str:
@@ -198,6 +215,26 @@ def images(data: Data) -> str:
     )
 
 
+def normal_sections(data: Data) -> str:
+    """How many boundaries are nearer to their inputs where these are moved along the direction."""
+    rows, most = [], []
+    for name, each in data["networks"].items():
+        offsets = each["offsets"]
+        middle, aside = len(offsets) // 2, len(offsets) // 4
+        shown = [[row[middle + place] for place in (-aside, 0, aside)] for row in each["heights"]]
+        bends = [(a + c) / 2 - b for a, b, c in shown if None not in (a, b, c)]
+        towards = sum(bend < 0 for bend in bends)
+        most.append(2 * towards > len(bends))
+        drop = f"{-statistics.median(bends):.2g}" if bends else ""
+        rows.append([name, f"{offsets[middle + aside]:.2g}", f"{towards} of {len(bends)}", drop])
+    first = next(iter(data["networks"]))
+    header = ["network", "moved to either side by", "boundaries nearer then", "median, by"]
+    return table(header, rows) + (
+        f"{_verdict(most[0], 'the curved model')}, if most boundaries of {first} are to be nearer, "
+        "on the mean of both sides.\n"
+    )
+
+
 def normals(data: Data) -> str:
     """How much of the normals ten directions hold, and the first shared curvature."""
 
@@ -243,11 +280,12 @@ def _verdict(holds: bool, source: str = "the paper") -> str:
 def subspace(data: Data) -> str:
     """Measured distances over those of the law."""
     dims = next(iter(data["networks"].values()))["dims"]
-    rows = [
-        [name, *(f"{ratio:.2f}" for _, ratio, _ in each["ratios"])]
+    medians = {
+        name: [number(ratio) for _, ratio, _ in each["ratios"]]
         for name, each in data["networks"].items()
-    ]
-    ratios = [ratio for each in data["networks"].values() for _, ratio, _ in each["ratios"]]
+    }
+    rows = [[name, *(f"{ratio:.2f}" for ratio in of_dims)] for name, of_dims in medians.items()]
+    ratios = [ratio for of_dims in medians.values() for ratio in of_dims]
     near = max(abs(ratio - 1) for ratio in ratios) < 0.5
     return table(["network, over the law", *(f"m = {dim}" for dim in dims)], rows) + (
         f"{_verdict(near, 'the law')}, if that is to be within half of it. At m = {dims[0]} the "
@@ -274,15 +312,60 @@ def saliency(data: Data) -> str:
 
 SECTIONS = {
     "analysis_setting": setting,
-    "analysis_profile": section("profile", profile),
-    "analysis_evolution": section("evolution", evolution),
-    "analysis_alignment": section("alignment", alignment),
-    "analysis_bounds": section("bounds", bounds),
-    "analysis_sections": section("sections", sections),
-    "analysis_surfaces": section("surfaces", surfaces),
-    "analysis_images": section("images", images),
-    "analysis_normal_sections": section("normal-sections", lambda data: ""),
-    "analysis_normals": section("normals", normals),
-    "analysis_subspace": section("subspace", subspace),
-    "analysis_saliency": section("saliency", saliency),
+    "analysis_profile": section(
+        "profile",
+        profile,
+        {
+            "-finite": "mean sorted eigenvalues of the Hessian of length h",
+            "-exact": "mean sorted eigenvalues of the Hessian at the point",
+        },
+    ),
+    "analysis_evolution": section(
+        "evolution",
+        evolution,
+        {"": "squared Frobenius norm, norm of Hz and PGD accuracy after each epoch"},
+    ),
+    "analysis_alignment": section(
+        "alignment",
+        alignment,
+        {"": "histograms of the cosine between gradient and most curved direction"},
+    ),
+    "analysis_bounds": section(
+        "bounds",
+        bounds,
+        {
+            "-cross-entropy": "bounds from the cross-entropy beside DeepFool's distances",
+            "-margin": "bounds from the margin loss beside DeepFool's distances",
+            "-curves": "the bounds as functions of curvature",
+            "-parabolas": "losses of one slope and several curvatures, up to the threshold",
+        },
+    ),
+    "analysis_sections": section(
+        "sections", sections, {"": "classes on the plane of r and v around one image"}
+    ),
+    "analysis_surfaces": section("surfaces", surfaces, {"": "the loss, downward, on that plane"}),
+    "analysis_images": section(
+        "images", images, {"": "images, what DeepFool made of them, and the change"}
+    ),
+    "analysis_normal_sections": section(
+        "normal-sections",
+        normal_sections,
+        {"": "boundaries near several images over one shared direction"},
+    ),
+    "analysis_normals": section(
+        "normals",
+        normals,
+        {
+            "-spectra": "singular values of stacked normals and of random vectors",
+            "-curvature": "mean curvature of boundaries along shared and random directions",
+        },
+    ),
+    "analysis_subspace": section(
+        "subspace",
+        subspace,
+        {"": "distances within random subspaces, and their ratios to the law"},
+    ),
+    "analysis_saliency": section(
+        "saliency", saliency, {"": "images and the networks' saliency maps"}
+    ),
 }

@@ -407,7 +407,7 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         parser,
         "--test-size",
         1000,
-        "use the first so many test images; 100 at most for eigenvalues, 200 where DeepFool runs",
+        "use the first so many test images; 100 at most for the profile, 200 where DeepFool runs",
     )
     _add(parser, "--seed", 0, "of random directions")
     _add(parser, "--device", "auto", "cpu, cuda, ...; auto takes an accelerator if there is one")

@@ -81,11 +81,29 @@ def test_the_page_of_the_docs_has_a_section_for_each_figure(checkpoints, tmp_pat
     analyze(checkpoints, test_size=12, output=tmp_path, device="cpu")
     made = {name: made() for name, made in page.SECTIONS.items()}
     assert made["analysis_setting"].startswith("Networks: run, run-2; 12 test images of digits")
+    shown = []
     for name in FIGURES:
         text = made[f"analysis_{name.replace('-', '_')}"]
-        assert f"![{name}" in text
+        pictures = re.findall(r"!\[(.+)\]\(\.\./bench/results/.*/(.+)\.png\)", text)
+        assert all(described != stem for described, stem in pictures)
+        shown += [stem for _, stem in pictures]
         assert not re.search(r"\bnan\b", text)
+    assert sorted(shown) == sorted(path.stem for path in tmp_path.glob("*.png"))
+    assert shown.index("bounds-margin") < shown.index("bounds-curves")
     assert "with the paper: it is greater after robust training" in made["analysis_alignment"]
+    assert "no network to compare run with" in made["analysis_evolution"]
+    # Where nothing is found within most subspaces, and where nothing is to be divided by.
+    found = {"networks": {"run": {"dims": [2, 4], "ratios": [[0.9, None, None], [1.0, 1.1, 1.2]]}}}
+    assert "| run | inf | 1.10 |" in page.subspace(found)
+    assert "204 times" in page.compared({"run": 204.0, "run-2": 1.0}, "", smaller=True)
+    heights = [[0.5, 0.8, 1.0, 0.6, None], [None] * 5, [1.0, 1.2, 1.0, 1.2, 1.4]]
+    sections = {"run": {"offsets": [-2.0, -1.0, 0.0, 1.0, 2.0], "heights": heights}}
+    text = page.normal_sections({"networks": sections})
+    assert "| run | 1 | 1 of 2 | 0.05 |" in text
+    assert "Does not agree with the curved model" in text
+    assert "run-2 by no finite factor" in page.compared(
+        {"run": 0.0, "run-2": 1.0}, "", smaller=False
+    )
 
 
 def test_a_killed_run_goes_on_and_computes_nothing_twice(checkpoints, tmp_path, monkeypatch):
@@ -119,6 +137,42 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(checkpoints, tmp_path, 
     assert contents(tmp_path / "killed") == after
 
 
+def test_networks_keep_their_order(checkpoints, tmp_path):
+    first = tmp_path / "first" / "checkpoint.pt"
+    first.parent.mkdir()
+    first.write_bytes(checkpoints[1].read_bytes())
+    options = {"figures": ["alignment"], "test_size": 12, "output": tmp_path / "out"}
+    found = analyze([first, checkpoints[0]], **options)["figures"]["alignment"]
+    assert list(found["networks"]) == ["first", "run"]
+    with pytest.raises(ValueError, match="got another checkpoints"):
+        analyze([checkpoints[0], first], **options)
+
+
+def test_a_data_set_of_few_images(checkpoints, tmp_path):
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10
+    for count in (1, 3):
+        few = x[:count], y[:count]
+        np.savez(tmp_path / f"{count}.npz", x_train=x, y_train=y, x_test=few[0], y_test=few[1])
+    options = {"figures": ["alignment"], "output": tmp_path / "out"}
+    analyze(checkpoints[:1], data=str(tmp_path / "3.npz"), **options)
+    content = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    assert content["made_with"]["test_size"] == 3
+    with pytest.raises(ValueError, match="data 1 must hold at least 2 test images, got 1"):
+        analyze(checkpoints[:1], data=str(tmp_path / "1.npz"), **options)
+
+
+def test_the_table_has_medians_and_says_what_bounds_are():
+    margin = {"distances": [1.0, 4.0, None, 2.0], "lower": [0.5] * 4, "upper": [3.0] * 4}
+    report = {
+        "networks": {"net": "net/checkpoint.pt"},
+        "figures": {"bounds": {"margin": {"net": {**margin, "excluded": 1}}}},
+        "left_out": {},
+    }
+    *_, row, label = analysis_text(report).splitlines()
+    assert row == "| net     |               3 |         50.0% |             1 |"
+    assert label == "bounds are a local quadratic estimate, not a certificate"
+
+
 def test_what_networks_do_not_have_is_left_out_with_a_reason(checkpoints, tmp_path, monkeypatch):
     report = analyze(checkpoints[1:], figures=["evolution"], test_size=12, output=tmp_path)
     assert report["figures"] == {}
@@ -137,6 +191,21 @@ def test_what_networks_do_not_have_is_left_out_with_a_reason(checkpoints, tmp_pa
     assert "bounds.json" in contents(tmp_path / "wrong")
     assert not contents(tmp_path / "wrong").keys() & {"sections.json", "normals.json"}
     assert "| run     |            none |          none |            12 |" in analysis_text(report)
+
+
+def test_the_law_of_subspaces_is_measured_where_images_are_moved(
+    checkpoints, tmp_path, monkeypatch
+):
+    model = restore_model(load_checkpoint(checkpoints[0]))
+    images = analysis.load("digits").first(test=70)
+    # The first sixty are misclassified.
+    images.y_test.copy_(model(images.x_test).argmax(1))
+    images.y_test[:60] = (images.y_test[:60] + 1) % 10
+    monkeypatch.setattr(analysis, "load", lambda *_: images)
+    report = analyze(checkpoints[:1], figures=["subspace"], test_size=70, output=tmp_path)
+    law = report["figures"]["subspace"]["networks"]["run"]
+    assert law["excluded"] == 0
+    assert all(distance > 0 for distance in law["measured"])
 
 
 def test_a_network_that_is_not_piecewise_linear_is_looked_at_too(tmp_path, monkeypatch):
@@ -161,12 +230,23 @@ def test_misuse_is_named(checkpoints, tmp_path, monkeypatch):
         analyze(checkpoints, figures=["profile", "pie"], output=tmp_path)
     with pytest.raises(ValueError, match="checkpoints must hold at least one, got none"):
         analyze([], output=tmp_path)
-    with pytest.raises(ValueError, match="test_size must be at least 2, got 1"):
-        analyze(checkpoints, test_size=1, output=tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
-        with pytest.raises(ImportError, match=re.escape("robustkern[plots]")):
-            analyze(checkpoints, output=tmp_path)
+    for wrong, error, message in (
+        ({"test_size": 1}, ValueError, "test_size must be at least 2, got 1"),
+        ({"test_size": 2.5}, TypeError, "test_size must be an int, got float"),
+        ({"seed": 1.5}, TypeError, "seed must be an int, got float"),
+        ({"h": 0.0}, ValueError, r"h must be positive and finite, got 0\.0"),
+        ({"h": float("nan")}, ValueError, "h must be positive and finite, got nan"),
+        ({"figures": "profile"}, TypeError, "figures must be a sequence, got 'profile'"),
+    ):
+        with pytest.raises(error, match=f"^analyze: {message}$"):
+            analyze(checkpoints, **{"figures": ["alignment"], **wrong}, output=tmp_path)
+    with pytest.raises(TypeError, match=r"^analyze: checkpoints must be a sequence, got .*Path"):
+        analyze(checkpoints[0], output=tmp_path)
+    for module, extra in (("matplotlib.figure", "plots"), ("foolbox", "eval")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(ImportError, match=re.escape(f"robustkern[{extra}]")):
+                analyze(checkpoints, figures=["alignment", "bounds"], output=tmp_path)
     assert not contents(tmp_path)
     (tmp_path / "images.json").write_text("{")
     with pytest.raises(ValueError, match=r"images\.json must hold results of an analysis, got"):
@@ -179,6 +259,11 @@ def test_what_does_not_fit_is_refused(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"^analyze: data colour must fit the checkpoint's netw"):
         analyze(checkpoints, data=str(tmp_path / "colour.npz"), output=tmp_path / "out")
     content = torch.load(checkpoints[0], weights_only=True)
+    for weights in content["trainer"]["model"].values():
+        weights.fill_(torch.nan)
+    torch.save(content, tmp_path / "diverged.pt")
+    with pytest.raises(ValueError, match=f"^analyze: network {tmp_path.name} must have finite out"):
+        analyze([checkpoints[0], tmp_path / "diverged.pt"], output=tmp_path / "out")
     content["model"]["name"] = "linear"
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="must"):

@@ -150,6 +150,23 @@ def test_networks_differ_in_more_than_colour(name):
     assert len({look[1:] for look in looks}) == len(looks)
 
 
+def test_four_networks_of_two_kinds_each_differ():
+    names = [f"{name}, {kind}" for name in "abcd" for kind in ("shared", "random")]
+    lines = {name: {"mean": [2.0, 1.0], "error": [0.1, 0.1]} for name in names}
+    containers = figures.shared_curvatures(lines).axes[0].containers
+    looks = {(line[0].get_linestyle(), line[0].get_marker()) for line in containers}
+    assert len(looks) == len(containers) == 8
+
+
+def test_names_are_no_formulas_and_stand_in_legends():
+    figure = figures.profile({"_a$b^$": {"mean": [3, 1], "low": [2, 0], "high": [4, 2]}})
+    (_, found), *_ = maps().items()
+    for drawn in (figure, figures.saliency_maps(IMAGES.tolist(), {"a$b^$": found})):
+        drawn.savefig(io.BytesIO(), dpi=20)
+    (text,) = figure.axes[1].get_legend().get_texts()
+    assert text.get_text().strip() == r"_a\$b^\$"
+
+
 def test_lines_hold_the_data():
     whole, _ = FIGURES["profile"][0]().axes
     assert whole.lines[0].get_xdata().tolist() == [1, 2]

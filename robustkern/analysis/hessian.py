@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from robustkern.analysis.samples import (
     check_count,
     check_inputs,
+    check_length,
     check_network,
     normalized,
     repeatable,
@@ -295,9 +295,6 @@ def _check(
         raise TypeError(f"{caller}: loss_fn must be callable, got {type(loss_fn).__name__}")
     if method not in _METHODS:
         raise ValueError(f"{caller}: method must be one of {_METHODS}, got {method!r}")
-    if isinstance(h, bool) or not isinstance(h, int | float):
-        raise TypeError(f"{caller}: h must be a number, got {type(h).__name__}")
-    if not 0 < h < math.inf:
-        raise ValueError(f"{caller}: h must be positive and finite, got {h!r}")
+    check_length(caller, "h", h)
     if not isinstance(central, bool):
         raise TypeError(f"{caller}: central must be a bool, got {type(central).__name__}")

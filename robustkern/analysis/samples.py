@@ -6,6 +6,7 @@ were. Batches move to its device and dtype, results come back to the inputs' dev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_floating",
     "check_inputs",
     "check_labels",
+    "check_length",
     "check_like",
     "check_network",
     "check_rows",
@@ -242,3 +244,11 @@ def check_count(caller: str, argument: str, value: int, least: int = 1) -> None:
         raise TypeError(f"{caller}: {argument} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{caller}: {argument} must be at least {least}, got {value}")
+
+
+def check_length(caller: str, argument: str, value: float) -> None:
+    """Refuse what is no positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{caller}: {argument} must be a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{caller}: {argument} must be positive and finite, got {value!r}")

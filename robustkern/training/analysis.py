@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from robustkern.analysis.samples import check_count, check_length
 from robustkern.training.checkpoint import checkpoint_names, load_checkpoint, restore_model
 from robustkern.training.data import load
 from robustkern.training.extras import require
@@ -50,8 +55,8 @@ def analyze(
         data: name or path of the data set; the one that the first was trained on when None.
         data_folder: where torchvision keeps its files.
         test_size: use the first so many test images, at least 2. The alignment is measured on all,
-            eigenvalues on 100 at most, what needs adversarial images on 200.
-        seed: of random directions.
+            the profile on 100 at most, what needs adversarial images on 200.
+        seed: of random directions, not negative.
         device: where to compute.
         output: folder for the figures.
 
@@ -62,9 +67,14 @@ def analyze(
     Raises:
         ImportError: matplotlib, tqdm or foolbox is missing.
         OSError: the output folder cannot be written to.
+        TypeError: one path or name in place of a sequence, or a number of another type.
         ValueError: no checkpoint, an unknown figure, a damaged checkpoint, images that a network
-            does not take, an option out of range, or a folder with figures of other options.
+            does not take or fewer than two, outputs that are not finite, an option out of range,
+            or a folder with figures of other options.
     """
+    for argument, given in (("checkpoints", checkpoints), ("figures", figures)):
+        if isinstance(given, str | Path):
+            raise TypeError(f"analyze: {argument} must be a sequence, got {given!r}")
     if not checkpoints:
         raise ValueError("analyze: checkpoints must hold at least one, got none")
     unknown = [name for name in figures if name not in FIGURES]
@@ -72,13 +82,21 @@ def analyze(
         raise ValueError(
             f"analyze: figures must be of {', '.join(FIGURES)}, got {', '.join(unknown) or 'none'}"
         )
-    if test_size < 2:
-        raise ValueError(f"analyze: test_size must be at least 2, got {test_size}")
+    check_length("analyze", "h", h)
+    check_count("analyze", "test_size", test_size, 2)
+    check_count("analyze", "seed", seed, 0)
     folder = output_folder(output, "analyze")
     require("matplotlib.figure", "plots")
+    if any(FIGURES[name].attacks for name in figures):
+        require("foolbox", "eval")
     saved = [load_checkpoint(path) for path in checkpoints]
     chosen = saved[0]["options"]["data"] if data is None else data
     images = load(chosen, data_folder).first(test=test_size)
+    if len(images.x_test) < 2:
+        raise ValueError(
+            f"analyze: data {images.name} must hold at least 2 test images, "
+            f"got {len(images.x_test)}"
+        )
     for content in saved:
         check_fits("analyze", content["model"], images)
     names, place = checkpoint_names(checkpoints), find_device(device)
@@ -87,10 +105,13 @@ def analyze(
         model = restore_model(content).to(place)
         inputs = images.x_test.to(next(model.parameters()))
         targets = images.y_test.to(place)
+        with torch.no_grad():
+            if not model(inputs[:1]).isfinite().all():
+                raise ValueError(f"analyze: network {name} must have finite outputs, got others")
         networks[name] = Portrait(model, inputs, targets, content["log"], seed, h)
     made_with = {
         "h": h,
-        "test_size": test_size,
+        "test_size": len(images.x_test),
         "seed": seed,
         "data": images.name,
         "images": fingerprint(images.x_test.numpy().tobytes()),
@@ -159,6 +180,8 @@ def analysis_text(report: Mapping[str, Any]) -> str:
     if columns:
         rows = [[name, *(each[name] for each in columns.values())] for name in report["networks"]]
         lines = [table(["network", *columns], rows)]
+    if "bounds" in found:
+        lines.append("bounds are a local quadratic estimate, not a certificate")
     lines += [f"{name} is left out: {reason}" for name, reason in report["left_out"].items()]
     without = found.get("evolution", {}).get("without")
     if without:
@@ -180,8 +203,8 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _median(values: Sequence[float | None]) -> str:
-    ordered = sorted(float("inf") if value is None else value for value in values)
-    return f"{ordered[len(ordered) // 2]:.3g}" if ordered else "none"
+    found = [math.inf if value is None else value for value in values]
+    return f"{statistics.median(found):.3g}" if found else "none"
 
 
 def _within(bounds: Mapping[str, Any]) -> str:

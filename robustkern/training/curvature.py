@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustkern.analysis import InputHessian, frobenius_norm, sign_curvature
-from robustkern.analysis.samples import check_count, check_rows
+from robustkern.analysis.samples import check_count, check_length, check_rows
 from robustkern.evaluation import accuracy, evaluating, pgd
 
 
@@ -91,10 +90,7 @@ class CurvatureMonitor:
         if draws < 2:
             raise ValueError(f"{caller}: draws must be at least 2, got {draws}")
         for name, length in (("eps", eps), ("h", h)):
-            if isinstance(length, bool) or not isinstance(length, int | float):
-                raise TypeError(f"{caller}: {name} must be a number, got {type(length).__name__}")
-            if not 0 < length < math.inf:
-                raise ValueError(f"{caller}: {name} must be positive and finite, got {length!r}")
+            check_length(caller, name, length)
         self._inputs, self._targets = inputs[:samples].clone(), targets[:samples].clone()
         self._eps, self._h, self._draws, self._steps = eps, h, draws, steps
 

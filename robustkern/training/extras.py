@@ -11,7 +11,7 @@ def require(module: str, extra: str) -> Any:
 
     Args:
         module: dotted name of the module.
-        extra: the extra that brings it: `train`, `plots` or `data`.
+        extra: the extra that brings it: `train`, `plots`, `eval` or `data`.
 
     Returns:
         The module.

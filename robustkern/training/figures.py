@@ -54,10 +54,11 @@ class LeftOut(Exception):
 
 
 class Kind(NamedTuple):
-    """A figure: what it measures, and its pictures by the end of their names."""
+    """What a figure measures, its pictures by the end of their names, and if DeepFool is run."""
 
     measure: Callable[[Networks], Data]
     draw: Callable[[Data], dict[str, Figure]]
+    attacks: bool = True
 
 
 def _profile(networks: Networks) -> Data:
@@ -185,12 +186,11 @@ def _subspace(networks: Networks) -> Data:
     _moved(networks)
     found = {}
     for name, each in networks.items():
-        x, y = each.inputs[:_IN_SUBSPACES], each.targets[:_IN_SUBSPACES]
-        whole = each.distances[:_IN_SUBSPACES]
-        size = x[0].numel()
+        place = each.moved[:_IN_SUBSPACES]
+        size = each.inputs[0].numel()
         dims = sorted({max(1, size // part) for part in _PARTS})
-        measured = torch.stack([_within(each, x, y, dim) for dim in dims])
-        found[name] = plain(subspace_law(size, dims, whole, measured))
+        measured = torch.stack([_within(each, place, dim) for dim in dims])
+        found[name] = plain(subspace_law(size, dims, each.distances[place], measured))
     return {"networks": found}
 
 
@@ -204,13 +204,16 @@ def _saliency(networks: Networks) -> Data:
     return {"images": plain(first.inputs[place]), "maps": maps}
 
 
-def _within(each: Portrait, x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Distances within a random subspace."""
+def _within(each: Portrait, place: Tensor, dim: int) -> Tensor:
+    """Distances of images that are classified rightly, within a random subspace."""
+    x, y = each.inputs[place], each.targets[place]
 
     def attack(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         return subspace_deepfool(model, inputs, targets, dim, generator=each.generator())
 
-    return each.found_distances(adversarial_inputs(each.model, x, y, attack) - x)
+    lengths = (adversarial_inputs(each.model, x, y, attack) - x).flatten(1).norm(dim=1)
+    found: Tensor = lengths.masked_fill(lengths == 0, torch.inf)
+    return found
 
 
 def _chosen(networks: Networks, count: int) -> Tensor:
@@ -230,11 +233,17 @@ def _moved(networks: Networks) -> None:
 
 FIGURES = {
     "profile": Kind(
-        _profile, lambda data: {f"-{view}": figures.profile(data[view]) for view in data}
+        _profile,
+        lambda data: {f"-{view}": figures.profile(data[view]) for view in data},
+        attacks=False,
     ),
-    "evolution": Kind(_evolution, lambda data: {"": figures.evolution(data["networks"])}),
+    "evolution": Kind(
+        _evolution, lambda data: {"": figures.evolution(data["networks"])}, attacks=False
+    ),
     "alignment": Kind(
-        _alignment, lambda data: {"": figures.alignments(data["networks"], size=data["size"])}
+        _alignment,
+        lambda data: {"": figures.alignments(data["networks"], size=data["size"])},
+        attacks=False,
     ),
     "bounds": Kind(
         _bounds,

@@ -73,7 +73,10 @@ def read_results(path: Path, what: str, made_with: Mapping[str, Any], key: str) 
         raise ValueError(
             f"{path} must hold results of an {what}, got {error!r}; {what_to_do}"
         ) from error
-    different = [key for key, value in made_with.items() if before.get(key) != value]
+    # As text, for the order of what they name matters too.
+    different = [
+        key for key, value in made_with.items() if json.dumps(before.get(key)) != json.dumps(value)
+    ]
     if different:
         raise ValueError(
             f"{path} must be of the same {what} to go on with, "

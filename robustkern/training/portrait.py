@@ -63,11 +63,7 @@ class Portrait:
     @cached_property
     def distances(self) -> Tensor:
         """Lengths of the normals: 0 where misclassified, infinite where none was found."""
-        return self.found_distances(self.normals)
-
-    def found_distances(self, added: Tensor) -> Tensor:
-        """Of the first images: 0 where misclassified, infinite where nothing was added else."""
-        lengths = added.flatten(1).norm(dim=1)
+        lengths = self.normals.flatten(1).norm(dim=1)
         distances: Tensor = lengths.masked_fill(
             (lengths == 0) & self.right[: len(lengths)], torch.inf
         )

@@ -106,7 +106,7 @@ def network_bounds(networks: Networks) -> Figure:
         ValueError: no networks, or a key is missing.
     """
     names = {"lower": "lower bound", "distances": "distance found", "upper": "upper bound"}
-    check_networks("network_bounds", networks, *names, "included")
+    networks = check_networks("network_bounds", networks, *names, "included")
     figure, rows = panels("network_bounds", 2, len(networks), (4, 3.5))
     for (name, data), above, below in zip(networks.items(), *rows, strict=True):
         values = {key: array(data[key]) for key in names}

@@ -32,7 +32,7 @@ def profile(networks: Networks) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, or a key is missing.
     """
-    check_networks("profile", networks, "mean", "low", "high")
+    networks = check_networks("profile", networks, "mean", "low", "high")
     figure, ((whole, largest),) = panels("profile", 1, 2, (4.2, 3.5))
     means = [array(data["mean"]) for data in networks.values()]
     shown = max(2, *(int(np.max(np.nonzero(mean), initial=0)) + 1 for mean in means))
@@ -83,7 +83,7 @@ def evolution(networks: Networks) -> Figure:
         "sign_curvature": "mean $\\|Hz\\|_2$\n(loss per squared input unit)",
         "accuracy": "adversarial accuracy (%)",
     }
-    check_networks("evolution", networks, "epochs", *titles)
+    networks = check_networks("evolution", networks, "epochs", *titles)
     figure, (row,) = panels("evolution", 1, len(titles), (3.6, 3.2))
     for axes, (key, title) in zip(row, titles.items(), strict=True):
         for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):
@@ -115,7 +115,7 @@ def alignments(networks: Networks, *, size: int | None = None) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, or a key is missing.
     """
-    check_networks("alignments", networks, "cosines", "undefined")
+    networks = check_networks("alignments", networks, "cosines", "undefined")
     figure, ((axes,),) = panels("alignments", 1, 1, (5, 3.5))
     edges = np.linspace(0, 1, 21)
     for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):

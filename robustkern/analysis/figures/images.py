@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustkern.analysis.figures.style import Array, Networks, array, check_networks, panels
+from robustkern.analysis.figures.style import (
+    Array,
+    Networks,
+    array,
+    check_networks,
+    panels,
+    printed,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +41,7 @@ def image_grid(networks: Networks) -> Figure:
         ValueError: no networks, a key is missing, or networks have other images.
     """
     keys = ("images", "adversarial", "predicted", "predicted_adversarial", "distances")
-    check_networks("image_grid", networks, *keys)
+    networks = check_networks("image_grid", networks, *keys)
     images = array(next(iter(networks.values()))["images"])
     if any(not np.array_equal(images, array(data["images"])) for data in networks.values()):
         raise ValueError("image_grid: networks must have the same images, got others")
@@ -81,7 +88,7 @@ def saliency_maps(images: Any, maps: Mapping[str, Any]) -> Figure:
             values = array(each)[sample]
             axes.imshow(values, cmap="cividis", vmin=0, vmax=values.max() or 1)
             axes.set_axis_off()
-            axes.set_title(f"{name}\nup to {values.max():.2g}", fontsize="small")
+            axes.set_title(f"{printed(name)}\nup to {values.max():.2g}", fontsize="small")
     return figure
 
 

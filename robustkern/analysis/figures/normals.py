@@ -31,7 +31,7 @@ def normal_spectra(networks: Networks) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, or a key is missing.
     """
-    check_networks("normal_spectra", networks, "normals", "random", "samples")
+    networks = check_networks("normal_spectra", networks, "normals", "random", "samples")
     figure, ((axes,),) = panels("normal_spectra", 1, 1, (5, 3.5))
     for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):
         values = array(data["normals"])
@@ -69,7 +69,7 @@ def shared_curvatures(directions: Networks) -> Figure:
         TypeError: `directions` is no mapping.
         ValueError: none, or a key is missing.
     """
-    check_networks("shared_curvatures", directions, "mean", "error")
+    directions = check_networks("shared_curvatures", directions, "mean", "error")
     figure, ((axes,),) = panels("shared_curvatures", 1, 1, (5, 4.5))
     for (name, data), look in zip(directions.items(), looks(len(directions)), strict=True):
         mean, error = array(data["mean"]), array(data["error"])
@@ -101,7 +101,7 @@ def subspace_laws(networks: Networks) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, or a key is missing.
     """
-    check_networks("subspace_laws", networks, "dims", "expected", "measured", "ratios")
+    networks = check_networks("subspace_laws", networks, "dims", "expected", "measured", "ratios")
     figure, ((left, right),) = panels("subspace_laws", 1, 2, (4, 3.5))
     for (name, data), look in zip(networks.items(), looks(len(networks)), strict=True):
         dims, ratios = array(data["dims"]), array(data["ratios"])

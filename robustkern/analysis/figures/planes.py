@@ -44,7 +44,7 @@ def cross_sections(networks: Networks, *, sample: int = 0) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, a key is missing, or there is no such sample.
     """
-    check_networks("cross_sections", networks, "offsets", "classes", "targets")
+    networks = check_networks("cross_sections", networks, "offsets", "classes", "targets")
     _check_sample("cross_sections", networks, sample)
     figure, (row,) = panels("cross_sections", 1, len(networks), (3.5, 3.6))
     for axes, (name, data) in zip(row, networks.items(), strict=True):
@@ -91,7 +91,7 @@ def loss_surfaces(networks: Networks, *, sample: int = 0) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, a key is missing, or there is no such sample.
     """
-    check_networks("loss_surfaces", networks, "offsets", "losses", "targets")
+    networks = check_networks("loss_surfaces", networks, "offsets", "losses", "targets")
     _check_sample("loss_surfaces", networks, sample)
     figure, (row,) = panels("loss_surfaces", 1, len(networks), (4, 3.5), projection="3d")
     heights = {name: -array(data["losses"])[sample] for name, data in networks.items()}
@@ -135,7 +135,7 @@ def normal_sections(networks: Networks) -> Figure:
         TypeError: `networks` is no mapping.
         ValueError: no networks, or a key is missing.
     """
-    check_networks("normal_sections", networks, "offsets", "heights")
+    networks = check_networks("normal_sections", networks, "offsets", "heights")
     figure, (row,) = panels("normal_sections", 1, len(networks), (3.6, 3.4))
     for axes, (name, data) in zip(row, networks.items(), strict=True):
         offsets, heights = array(data["offsets"]), array(data["heights"])

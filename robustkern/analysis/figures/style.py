@@ -12,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "Array", "Networks", "array", "check_networks", "looks", "panels"]
+__all__ = ["COLORS", "Array", "Networks", "array", "check_networks", "looks", "panels", "printed"]
 
 Array = npt.NDArray[np.float64]
 Networks = Mapping[str, Mapping[str, Any]]
@@ -47,19 +47,19 @@ def panels(
 
 
 def looks(count: int) -> Iterator[dict[str, Any]]:
-    """For each of so many lines its colour, line style and marker."""
+    """For each of so many lines its colour, line style and marker; the first 49 all differ."""
     for index in range(count):
-        place = index % len(COLORS)
+        turn, place = divmod(index, len(COLORS))
         yield {
             "color": COLORS[place],
-            "linestyle": _LINES[place],
-            "marker": _MARKERS[place],
+            "linestyle": _LINES[(place + turn) % len(_LINES)],
+            "marker": _MARKERS[(place + 2 * turn) % len(_MARKERS)],
             "markersize": 4,
         }
 
 
-def check_networks(caller: str, networks: Networks, *keys: str) -> None:
-    """Refuse what cannot be drawn: no networks, or one that lacks a key."""
+def check_networks(caller: str, networks: Networks, *keys: str) -> Networks:
+    """Refuse no networks, or one that lacks a key; return them by their `printed` names."""
     if not isinstance(networks, Mapping):
         raise TypeError(f"{caller}: networks must be a mapping, got {type(networks).__name__}")
     if not networks:
@@ -71,6 +71,13 @@ def check_networks(caller: str, networks: Networks, *keys: str) -> None:
                 f"{caller}: networks[{name!r}] must hold {', '.join(keys)}, "
                 f"got none of the name {', '.join(missing)}"
             )
+    return {printed(name): data for name, data in networks.items()}
+
+
+def printed(name: str) -> str:
+    """The name for matplotlib, which reads $ as a formula and leaves _name out of legends."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def array(data: Any) -> Array:

@@ -54,6 +54,8 @@ def main() -> None:
     report = evaluate(
         networks, twins=twins, suite="standard", radius=RADIUS, data=options.data, output=folder
     )
+    for measured in report["networks"].values():
+        del measured["images"]  # the page shows them
     write_results(RESULTS, [report])
     shutil.copyfile(folder / PAGE, RESULTS.with_suffix(".html"))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustkern.evaluation.report.verdict import strongest_attack
 from robustkern.evaluation.suites.items import ITEMS
 from robustkern.evaluation.suites.runner import SUITES, evaluate_networks
 from robustkern.evaluation.suites.subject import Suite
@@ -94,6 +95,16 @@ def test_the_worst_case_is_below_every_attack_on_all_samples(found):
     on_all = [a for name, a in attacks["accuracy"].items() if attacks["samples"][name] == 24]
     assert attacks["worst"]["accuracy"] <= min(on_all)
     assert found["networks"]["a"]["clean"]["value"]["accuracy"] > min(on_all)
+
+
+def test_the_worst_case_is_not_better_than_the_strongest_attack():
+    """Here the strongest is on few samples, but not beyond chance of the worst of all."""
+    suite = Suite("few", ("attacks",), attacks=("FGSM", "PGD-100"), samples={"PGD-100": 40})
+    found = evaluate_networks({"a": network()}, *samples(300), eps=[0.1], radius=0.1, suite=suite)
+    attacks = found["networks"]["a"]["attacks"]["value"]
+    strongest = strongest_attack(attacks)
+    assert attacks["worst"]["accuracy"] <= attacks["accuracy"][strongest]
+    assert attacks["worst"]["samples"] == attacks["samples"][strongest]
 
 
 def test_an_attack_on_few_samples_that_breaks_them_is_not_hidden_among_the_others():

@@ -62,7 +62,10 @@ def compared(values: Mapping[str, float], claim: str, *, smaller: bool) -> str:
         f"{name} {times(before, value) if smaller else times(value, before)}"
         for name, value in others
     ]
-    holds = all(value < before if smaller else value > before for _, value in others)
+    # A difference of a twentieth is none.
+    holds = all(
+        20 * value < 19 * before if smaller else value > 1.05 * before for _, value in others
+    )
     verdict = "Agrees" if holds else "Does not agree"
     way = "smaller" if smaller else "greater"
     return (
@@ -75,7 +78,8 @@ def times(larger: float, smaller: float) -> str:
     if not smaller or not math.isfinite(larger) or not math.isfinite(smaller):
         return "by no finite factor"
     factor = larger / smaller
-    return f"{factor:.2g} times" if factor < 100 else f"{factor:,.0f} times"
+    digits = ".2f" if factor < 2 else ".2g" if factor < 100 else ",.0f"
+    return f"{factor:{digits}} times"
 
 
 def middle(values: list[float | None]) -> float:

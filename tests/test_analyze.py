@@ -96,6 +96,7 @@ def test_the_page_of_the_docs_has_a_section_for_each_figure(checkpoints, tmp_pat
     found = {"networks": {"run": {"dims": [2, 4], "ratios": [[0.9, None, None], [1.0, 1.1, 1.2]]}}}
     assert "| run | inf | 1.10 |" in page.subspace(found)
     assert "204 times" in page.compared({"run": 204.0, "run-2": 1.0}, "", smaller=True)
+    assert page.compared({"run": 0.987, "run-2": 0.992}, "", smaller=False).startswith("Does not")
     heights = [[0.5, 0.8, 1.0, 0.6, None], [None] * 5, [1.0, 1.2, 1.0, 1.2, 1.4]]
     sections = {"run": {"offsets": [-2.0, -1.0, 0.0, 1.0, 2.0], "heights": heights}}
     text = page.normal_sections({"networks": sections})

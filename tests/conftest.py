@@ -1,7 +1,9 @@
 """On which device the tests run: by default the CPU, with `--device cuda` a GPU."""
 
 import os
+import sys
 
+import pytest
 import torch
 
 # What has no device, or is told one by the test: nothing new would be seen of these on a GPU.
@@ -82,3 +84,11 @@ def pytest_collection_modifyitems(config, items):
 
 def _device(config):
     return torch.device(config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_compilations():
+    """One file's compilations do not count against the next one's limit of recompilations."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

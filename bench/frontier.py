@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -245,16 +246,18 @@ def chosen(rows: list[Row], method: Method, margin: float) -> float | None:
     return float(best["strength"])
 
 
-_BENCH: list[Bench] = []  # of a worker: its one argument, made once
+_BENCH: list[Any] = []  # of a worker: its one argument, made once
 
 
-def _begin(setting: Setting, data: Dataset) -> None:
+def begin(make: Callable[..., Any], *arguments: Any) -> None:
+    """Make, in a worker of one thread, what trains there: `trained` takes a task, gives a row."""
     torch.set_num_threads(1)
-    _BENCH.append(Bench(setting, data))
+    _BENCH.append(make(*arguments))
 
 
 def _trained(*task: Any) -> Row:
-    return _BENCH[0].trained(*task)
+    row: Row = _BENCH[0].trained(*task)
+    return row
 
 
 def train(
@@ -279,7 +282,7 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     search = [("search", m.name, strength, 0) for m in every for strength in m.grid]
     announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, (setting, data)) as pool:
+    with ProcessPoolExecutor(workers, context, begin, (Bench, setting, data)) as pool:
         train(pool, search, results)
         strengths = {m.name: chosen(results.rows, m, setting.margin) for m in every}
         final = [

@@ -1,5 +1,6 @@
 """The methods that bench/frontier.py compares, the strengths it tries, and their trainers."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustkern.training.adversarial import adversarial_training, fgsm_rs_augmentation
+from robustkern.evaluation import evaluating
+from robustkern.training.adversarial import Augmentation, adversarial_training
 from robustkern.training.data import Dataset
 from robustkern.training.models import Normalize, ResNet, cnn, pixel_statistics
 from robustkern.training.naive import NaiveCURETrainer
@@ -110,7 +112,8 @@ class ExactTrainer(Trainer):
 
     def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(self.model(inputs), targets)
-        penalty = self.penalty.penalty(self.model, inputs, targets)
+        with evaluating(self.model) if self.batch_norm == "eval" else contextlib.nullcontext():
+            penalty = self.penalty.penalty(self.model, inputs, targets)
         (loss + penalty).backward()
         return loss.detach(), penalty.detach()
 
@@ -199,12 +202,15 @@ def trainer(
     method: Method, strength: float, model: nn.Module, data: Dataset, setting: Setting, seed: int
 ) -> Trainer:
     """A trainer of `model`, which it changes."""
+    augmentation, beta = adversarial_training(method.attack(strength), data.shape)
     options = {
         "batch_size": setting.batch_size,
         "lr": Schedule(((0, setting.lr),)),
         "crop": 4 if setting.augment else 0,
         "flip": setting.augment,
         "seed": seed,
+        "augmentation": augmentation,
+        "trades_beta": beta,
         **method.options(strength),
     }
     if method.trainer is NaiveCURETrainer:
@@ -212,22 +218,19 @@ def trainer(
     penalty = ScheduledPenalty(
         method.penalties(strength), data.shape, model=model, images=data.x_train
     )
-    augmentation, beta = adversarial_training(method.attack(strength), data.shape)
     if method.grad_align:
-        augmentation = _aligned(penalty, strength, setting.main_eps)
+        attack = options["augmentation"]
+        options["augmentation"] = _aligned(penalty, strength, setting.main_eps, attack)
         options["shift"] = GRAD_ALIGN_SHIFT
     if method.compiled:
         model = torch.compile(model, dynamic=False)
-    return method.trainer(
-        model, data, penalty, augmentation=augmentation, trades_beta=beta, **options
-    )
+    return method.trainer(model, data, penalty, **options)
 
 
 def _aligned(
-    penalty: ScheduledPenalty, weight: float, eps: float
-) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """FGSM-RS that makes the penalty, which needs the images before the attack, anew."""
-    attack = fgsm_rs_augmentation(eps)
+    penalty: ScheduledPenalty, weight: float, eps: float, attack: Augmentation
+) -> Augmentation:
+    """The attack, after which the penalty is that of the images before it."""
 
     def augmentation(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         penalty.penalty = GradAlign(weight, inputs, eps)

@@ -35,7 +35,7 @@ from robustkern.training.data import Dataset, load
 from robustkern.training.trainer import Trainer
 
 CLEAN = Method("no penalty", "plain")
-EXPLAINED_BATCHES = 4
+EXPLAINED_BATCHES = 2
 Task = tuple[str, str, float, int]
 
 

@@ -470,12 +470,10 @@ def frontier_table(results: dict[str, Any], *, edge_only: bool) -> str:
             f"{line.passes:.2f}",
             f"{line.step:.2f}",
             f"{line.cost:,.0f}",
-            f"{100 * line.clean:.1f}%",
             *(
-                f"{100 * share:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
-                for share, (low, high) in zip(line.pgd, line.intervals, strict=True)
+                f"{100 * mean:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+                for mean, low, high in (line.clean, *line.pgd, line.apgd)
             ),
-            f"{100 * line.apgd:.1f}%",
         ]
         for line in summary(results)
         if line.on_edge or not edge_only

@@ -38,7 +38,7 @@ bench: .venv/installed  ## time ops, training steps, attacks and Hessians; write
 	$(PYTHON) -m pytest bench $(patsubst %,--ignore %,$(STEPS) $(ATTACKS) $(HESSIANS)) --results bench/results/cpu-ops.json
 	$(PYTHON) bench/readme.py
 
-frontier: .venv/installed  ## train every method on MNIST, within the hour on two cores: accuracy against cost
+frontier: .venv/installed  ## train every method on MNIST: accuracy against cost
 	$(PYTHON) bench/frontier.py mnist --data $(MNIST)
 	$(PYTHON) bench/readme.py
 

@@ -1,4 +1,4 @@
-"""Does SGR beat GN on long-range-correlated noise? On MNIST, in twelve minutes on two cores.
+"""Does SGR beat GN on long-range-correlated noise? On MNIST.
 
 Every method fine-tunes the same clean network on the same batches. Its strength is searched on
 validation images: the greatest of the grid that costs no more than a point of the accuracy that

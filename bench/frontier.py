@@ -368,7 +368,7 @@ def main() -> None:
     content = json.loads(path.read_text())
     for line in summary(content):
         print(
-            f"{line.method:<26}{line.strength:>8g}{line.cost:>9.0f}{line.clean:>8.3f}"
+            f"{line.method:<26}{line.strength:>8g}{line.cost:>9.0f}{line.clean.mean:>8.3f}"
             f"{line.main:>8.3f}{'  on the edge' if line.on_edge else ''}"
         )
     if not only:

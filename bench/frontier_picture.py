@@ -1,9 +1,10 @@
 """What bench/frontier.py found: a line for each method, the edge, the pictures and the claims."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustkern.evaluation import wilson_interval
 
@@ -18,21 +19,28 @@ LOOKS = {
 }
 
 
+class Share(NamedTuple):
+    """Of images classified right: the mean over the seeds, and its 95% Wilson interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Line:
-    """A method: shares are means over the seeds, costs are in plain training steps."""
+    """A method: its costs are in plain training steps."""
 
     method: str
     family: str
     naive_of: str | None
     strength: float
-    clean: float
-    pgd: tuple[float, ...]
-    intervals: tuple[tuple[float, float], ...]
+    clean: Share
+    pgd: tuple[Share, ...]
+    apgd: Share
     main: float  # PGD at the main eps, with its range over the seeds
     low: float
     high: float
-    apgd: float
     passes: float  # of a step, counted
     step: float  # measured
     cost: float  # of the fine-tuning
@@ -53,26 +61,29 @@ def summary(content: Content) -> list[Line]:
     for method, rows in finals.items():
         if len(rows) < setting["seeds"] or any("failed" in r for r in rows):
             continue
-        images = setting["test"]  # the same for every seed
-        counts = [
-            statistics.mean(column) for column in zip(*(r["pgd_right"] for r in rows), strict=True)
-        ]
-        at_main = [r["pgd_right"][main] / setting["test"] for r in rows]
+        images = setting["test"]
+        pgd = zip(*(r["pgd_right"] for r in rows), strict=True)
+        at_main = [r["pgd_right"][main] / images for r in rows]
         # A plain step is a pass forward and one back to the parameters, which is twice the work.
         passes = [(r["passes"]["forward"] + 2 * r["passes"]["backward"]) / 3 for r in rows]
         lines.append(
             Line(
                 method, rows[0]["family"], rows[0]["naive_of"], rows[0]["strength"],
-                clean=statistics.mean(r["right"] for r in rows) / images,
-                pgd=tuple(count / images for count in counts),
-                intervals=tuple(wilson_interval(round(count), images) for count in counts),
+                clean=shared([r["right"] for r in rows], images),
+                pgd=tuple(shared(counts, images) for counts in pgd),
+                apgd=shared([r["apgd_right"] for r in rows], setting["apgd_images"]),
                 main=statistics.mean(at_main), low=min(at_main), high=max(at_main),
-                apgd=statistics.mean(r["apgd_right"] / setting["apgd_images"] for r in rows),
                 passes=statistics.mean(passes),
                 step=times[method], cost=steps * times[method],
             )
         )  # fmt: skip
     return with_edge(sorted(lines, key=lambda line: line.cost))
+
+
+def shared(counts: Sequence[int], images: int) -> Share:
+    """From each seed's count of the same images."""
+    count = statistics.mean(counts)
+    return Share(count / images, *wilson_interval(round(count), images))
 
 
 def dominates(a: Line, b: Line) -> bool:

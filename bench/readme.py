@@ -144,6 +144,20 @@ def attacks() -> str:
     )
 
 
+def hessians() -> str:
+    """Ways to the largest eigenvalues of input Hessians."""
+    results = read("cpu-hessian")
+    if results is None:
+        return NOT_MEASURED
+    text = made(results)
+    for group, of_group in grouped(results["rows"]).items():
+        rows = [
+            [r["method"], milliseconds(r["median_s"]), f"{1 / r['ratio']:.3g}x"] for r in of_group
+        ]
+        text += table([group, "median time", f"faster than {of_group[0]['baseline']}"], rows)
+    return text
+
+
 def milliseconds(seconds: float) -> str:
     """Three digits, and no exponent."""
     return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
@@ -470,12 +484,10 @@ def frontier_table(results: dict[str, Any], *, edge_only: bool) -> str:
             f"{line.passes:.2f}",
             f"{line.step:.2f}",
             f"{line.cost:,.0f}",
-            f"{100 * line.clean:.1f}%",
             *(
-                f"{100 * share:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
-                for share, (low, high) in zip(line.pgd, line.intervals, strict=True)
+                f"{100 * mean:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+                for mean, low, high in (line.clean, *line.pgd, line.apgd)
             ),
-            f"{100 * line.apgd:.1f}%",
         ]
         for line in summary(results)
         if line.on_edge or not edge_only
@@ -496,6 +508,7 @@ SECTIONS = {
     "step": step,
     "other_steps": other_steps,
     "attacks": attacks,
+    "hessians": hessians,
     "evaluation": evaluation,
     "ops": ops,
     "gpu": gpu,

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustkern.evaluation import wilson_interval
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("pyautoattack")
 
@@ -178,12 +180,12 @@ def content(*measured):
         rows.append(
             {"kind": "final", "method": method, "family": family, "naive_of": naive_of, "seed": 0,
              "strength": 1.0, "passes": {"forward": 1.0, "backward": 1.0}, "right": 98,
-             "pgd_right": [right], "apgd_right": right}
+             "pgd_right": [right], "apgd_right": right // 2}
         )  # fmt: skip
         rows.append({"kind": "step", "method": method, "plain_steps": step})
     setting = {
         "set": "mnist", "eps": [0.1], "main_eps": 0.1, "epochs": 1, "train": 64, "batch_size": 64,
-        "seeds": 1, "test": 100, "apgd_images": 100, "pgd_steps": 20,
+        "seeds": 1, "test": 100, "apgd_images": 50, "pgd_steps": 20,
     }  # fmt: skip
     return {"setting": setting, "note": "", "rows": rows}
 
@@ -202,8 +204,22 @@ def test_the_edge_is_what_nothing_dominates():
     assert [(line.method, line.on_edge) for line in found] == [
         ("no penalty", True), ("CURE", True), ("PGD-7", True), ("CURE, authors' structure", False),
     ]  # fmt: skip
-    low, high = found[1].intervals[0]
-    assert low < found[1].main == 0.85 < high
+
+
+def test_every_share_has_the_interval_of_its_images():
+    from frontier_picture import summary
+
+    (found,) = summary(content(("CURE", "penalty", None, 4.0, 86)))
+    assert found.clean == (0.98, *wilson_interval(98, 100))
+    assert found.pgd == ((0.86, *wilson_interval(86, 100)),)
+    assert found.apgd == (0.86, *wilson_interval(43, 50))
+
+
+def test_the_table_has_the_intervals():
+    from readme import frontier_table
+
+    table = frontier_table(content(("CURE", "penalty", None, 4.0, 86)), edge_only=False)
+    assert "| 98.0% (93.0-99.4) | 86.0% (77.9-91.5) | 86.0% (73.8-93.0) |" in table
 
 
 @pytest.mark.parametrize(

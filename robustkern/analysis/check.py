@@ -151,9 +151,9 @@ def check(
 
     It runs `robustkern.backward` as training does, within the caller's autocast, and compares the
     gradient with the same finite difference and with double backward on a copy of the network in
-    float64, on the same device. That takes some dozens of plain steps and the memory of double
-    backward, so let the batch be small where that is scarce. Lazy penalties are tried as on the
-    calls on which they apply, without their factor.
+    float64, on the same device. That takes many plain steps and the memory of double backward, so
+    let the batch be small where that is scarce. Lazy penalties are tried as on the calls on which
+    they apply, without their factor.
 
     `.grad`, buffers, training modes, the random state and the penalty's own state are afterwards
     as they were; PyTorch's peak of allocated CUDA memory is not. Where float64 would draw other

@@ -37,7 +37,7 @@ _MARKERS = ("x", "+", "v", "o", "s", "^", "D")
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the demonstration; the defaults take about a minute on two cores with `digits`."""
+    """Sizes of the demonstration; the defaults are for `digits`."""
 
     train_images: int = 2000
     test_images: int = 450

@@ -237,6 +237,11 @@ def draw_steps(content: Content, path: Path) -> None:
         save(figure, path.with_stem(path.stem + "-steps"))
 
 
+def short(eps: float) -> str:
+    """2/255, as people write small ones, or 0.1."""
+    return f"{255 * eps:.0f}/255" if eps < 0.05 else f"{eps:g}"
+
+
 def data_title(content: Content) -> str:
     """The data set, as it wants to be called."""
     return content["note"] or {"mnist": "MNIST", "cifar10": "CIFAR-10"}[content["setting"]["set"]]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import analysis_page
-from frontier_picture import claims, data_title, summary
+import experiments_page
+import experiments_why
+from frontier_picture import claims, data_title, short, summary
 
 from robustkern.evaluation import verdict
 
@@ -495,9 +497,16 @@ def frontier_table(results: dict[str, Any], *, edge_only: bool) -> str:
     return table(header, rows)
 
 
-def short(eps: float) -> str:
-    """2/255, as people write small ones, or 0.1."""
-    return f"{255 * eps:.0f}/255" if eps < 0.05 else f"{eps:g}"
+def experiment(name: str, says: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """A study of bench/experiments.py."""
+
+    def section() -> str:
+        results = read(f"experiments-{name}")
+        if results is None:
+            return NOT_MEASURED
+        return experiments_page.setting(results) + made(results) + says(results)
+
+    return section
 
 
 SECTIONS = {
@@ -517,6 +526,13 @@ SECTIONS = {
     "sgr": sgr,
     "shift": shift,
     "recipes": recipes,
+    "experiments_batch_statistics": experiment(
+        "batch-statistics", experiments_why.batch_statistics
+    ),
+    "experiments_cure": experiment("cure", experiments_page.cure),
+    "experiments_cure_cifar10": experiment("cure-cifar10", experiments_page.cure),
+    "experiments_overfitting": experiment("overfitting", experiments_page.overfitting),
+    "experiments_shift": experiment("shift", experiments_page.shift),
     **analysis_page.SECTIONS,
 }
 

@@ -1,0 +1,214 @@
+"""Sections of docs/experiments.md: tables of the studies, and what their numbers say."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis_page import table
+from frontier_picture import data_title, short
+from studies import STUDIES
+
+Row = dict[str, Any]
+Results = dict[str, Any]
+# Where one attack in a single step is withstood so much more often than one in many, the network
+# has learnt the single step alone.
+OVERFITS = 4.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant with one strength: its rows, by seed."""
+
+    variant: str
+    strength: float
+    rows: dict[int, Row]
+
+    @property
+    def passes(self) -> float:
+        """Of a step, in plain steps: a forward pass, and one back, which is twice the work."""
+        return statistics.mean(
+            (row["passes"]["forward"] + 2 * row["passes"]["backward"]) / 3
+            for row in self.rows.values()
+        )
+
+    def last(self, seed: int) -> Row:
+        """Figures after the last epoch."""
+        figures: Row = self.rows[seed]["figures"][-1]
+        return figures
+
+
+def lines(results: Results) -> list[Line]:
+    """In the order of the study; trainings whose loss did not stay finite are left out."""
+    found: dict[tuple[str, float], dict[int, Row]] = {}
+    for row in results["rows"]:
+        if row["kind"] == "trained" and "failed" not in row:
+            found.setdefault((row["method"], row["strength"]), {})[row["seed"]] = row
+    return [
+        Line(variant.name, strength, dict(sorted(rows.items())))
+        for variant in STUDIES[results["rows"][0]["study"]]().variants
+        for strength in variant.method.grid
+        if (rows := found.get((variant.name, strength)))
+    ]
+
+
+def setting(results: Results) -> str:
+    """What was trained and measured, and what failed."""
+    of, rows = results["setting"], results["rows"]
+    attacked = next(row["attacked"] for row in rows if "attacked" in row)
+    failed = {row["method"]: None for row in rows if "failed" in row}
+    return (
+        f"{data_title(results)}: {of['train']:,} training images, {of['clean_epochs']} clean "
+        f"epochs, then {of['epochs']} of fine-tuning; clean accuracy on {of['validation']:,} other "
+        f"training images, attacks on the first {attacked}. Means, and in brackets the range, over "
+        "the seeds. "
+        + (f"The loss of {', '.join(failed)} did not always stay finite. " if failed else "")
+    )
+
+
+def spread(values: Iterable[float], *, signed: bool = False) -> str:
+    """Mean of shares, and in brackets their range, in percent; signed, in points."""
+    shares = [100 * value for value in values]
+    sign, unit = ("+", "") if signed else ("", "%")
+    text = f"{statistics.mean(shares):{sign}.1f}{unit}"
+    if len(shares) == 1:
+        return text
+    return f"{text} ({min(shares):{sign}.1f} to {max(shares):{sign}.1f})"
+
+
+def main_pgd(results: Results) -> Callable[[Row], float]:
+    """PGD accuracy at the main eps."""
+    where = results["setting"]["eps"].index(results["setting"]["main_eps"])
+    return lambda figures: float(figures["pgd"][where])
+
+
+def clean(figures: Row) -> float:
+    """Clean accuracy."""
+    return float(figures["clean"])
+
+
+def accuracies(results: Results, strength: str) -> str:
+    """A line for each variant and strength; bold where none is as robust for fewer passes."""
+    setting, found = results["setting"], lines(results)
+    main = main_pgd(results)
+    value = {
+        (line.variant, line.strength): statistics.mean(main(line.last(s)) for s in line.rows)
+        for line in found
+    }
+    rows = []
+    for line in found:
+        own = value[line.variant, line.strength]
+        beaten = any(
+            other.passes <= line.passes
+            and value[other.variant, other.strength] >= own
+            and (other.passes, value[other.variant, other.strength]) != (line.passes, own)
+            for other in found
+        )
+        last = [line.last(seed) for seed in line.rows]
+        rows.append(
+            [
+                line.variant if beaten else f"**{line.variant}**",
+                f"{line.strength:.3g}" if line.strength else "",
+                str(len(last)),
+                f"{line.passes:.2f}",
+                spread(figures["clean"] for figures in last),
+                *(spread(f["pgd"][i] for f in last) for i in range(len(setting["eps"]))),
+            ]
+        )
+    header = ["fine-tuned with", strength, "seeds", "passes of a step", "clean"]
+    header += [f"PGD-{setting['pgd_steps']} at {short(eps)}" for eps in setting["eps"]]
+    return table(header, rows)
+
+
+def contrast(results: Results, pairs: Sequence[tuple[Line, Line]], title: str) -> str:
+    """What the first of each pair has more than the second, over pairs and the seeds in both."""
+    main, eps = main_pgd(results), short(results["setting"]["main_eps"])
+    both = [(a.last(s), b.last(s)) for a, b in pairs for s in a.rows if s in b.rows]
+    if not both:
+        return ""
+    differences = {
+        name: [of(a) - of(b) for a, b in both]
+        for name, of in ((f"PGD accuracy at {eps}", main), ("clean accuracy", clean))
+    }
+    robust = differences[f"PGD accuracy at {eps}"]
+    verdict = (
+        "more robust every time" if min(robust) > 0
+        else "less robust every time" if max(robust) < 0
+        else "not the same way every time"
+    )  # fmt: skip
+    figures = ", ".join(f"{name} {spread(v, signed=True)}" for name, v in differences.items())
+    return f"- {title}: {verdict}. {figures} points, {len(both)} trainings of each.\n"
+
+
+def against(results: Results, reference: str) -> str:
+    """Every other variant beside the reference, at the same strengths."""
+    found = lines(results)
+    usual = {line.strength: line for line in found if line.variant == reference}
+    text = ""
+    for variant in dict.fromkeys(line.variant for line in found):
+        pairs = [
+            (line, usual[line.strength])
+            for line in found
+            if line.variant == variant != reference and line.strength in usual
+        ]
+        text += contrast(results, pairs, f"{variant} against {reference}")
+    return text
+
+
+def cure(results: Results) -> str:
+    """Each part of CURE beside the whole."""
+    return accuracies(results, "weight") + against(results, "full")
+
+
+def overfitting(results: Results) -> str:
+    """PGD after the first, the best and the last epoch, beside FGSM."""
+    setting = results["setting"]
+    eps = short(setting["main_eps"])
+    rows, counts = [], {}
+    for line in lines(results):
+        epochs = [row["figures"] for row in line.rows.values()]
+        overfit = sum(f[-1]["fgsm"][0] > OVERFITS * f[-1]["pgd"][0] for f in epochs)
+        counts[line.variant, line.strength] = (overfit, len(epochs))
+        rows.append(
+            [
+                line.variant,
+                f"{line.strength:g}" if line.strength else "",
+                f"{line.passes:.2f}",
+                spread(f[-1]["clean"] for f in epochs),
+                spread(f[-1]["fgsm"][0] for f in epochs),
+                spread(f[0]["pgd"][0] for f in epochs),
+                spread(max(each["pgd"][0] for each in f) for f in epochs),
+                spread(f[-1]["pgd"][0] for f in epochs),
+                f"{overfit} of {len(epochs)}",
+            ]
+        )
+    pgd = f"PGD-{setting['pgd_steps']} at {eps}"
+    header = ["fine-tuned with", "weight", "passes of a step", "clean", f"FGSM at {eps}"]
+    header += [f"{pgd}, {when} epoch" for when in ("first", "best", "last")]
+    text = table([*header, "seeds that overfit"], rows)
+    for alone in ("FGSM", "FGSM-RS"):
+        if (alone, 0.0) in counts:
+            text += _stopped(alone, counts)
+    return text
+
+
+def _stopped(alone: str, counts: dict[tuple[str, float], tuple[int, int]]) -> str:
+    """What overfits in no seed where the attack alone does."""
+    overfit, seeds = counts[alone, 0.0]
+    with_it = {key: n for key, (n, _) in counts.items() if key[0].startswith(f"{alone} + ")}
+    stopped = [f"{name} (weight {strength:g})" for (name, strength), n in with_it.items() if not n]
+    which = ", ".join(stopped) or "none"
+    return f"- {alone} alone overfits in {overfit} of {seeds} seeds; in no seed: {which}.\n"
+
+
+def shift(results: Results) -> str:
+    """Beside FGSM at the main eps, whatever the strength."""
+    found = lines(results)
+    usual = [
+        line for line in found if line.variant == f"FGSM, eps {results['setting']['main_eps']:g}"
+    ]
+    text = accuracies(results, "lambda")
+    for line in found:
+        if usual and line.variant.startswith("TV") and line.strength == 1.0:
+            text += contrast(results, [(line, usual[0])], f"{line.variant} against FGSM")
+    return text

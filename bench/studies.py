@@ -98,7 +98,7 @@ def _fgsm_rs(eps: float) -> dict[str, Any]:
 def batch_statistics() -> Study:
     """CURE by batch statistics and in eval mode, by first order and by double backward."""
     setting = dataclasses.replace(
-        CIFAR10, train=4_000, clean_epochs=6, epochs=3, eps=(2 / 255, 4 / 255), test=1
+        CIFAR10, grids={}, train=4_000, clean_epochs=6, epochs=3, eps=(2 / 255, 4 / 255), test=1
     )
     cure = _penalty("cure", h="0.5")
     variants = []

@@ -103,8 +103,7 @@ def batch_statistics() -> Study:
     cure = _penalty("cure", h="0.5")
     variants = []
     for activation in ACTIVATIONS:
-        # What takes most of the time has fewer weights and seeds, double backward of smooth networks
-        # above all, where its gradient and that by first order hardly differ.
+        # What takes most of the time has fewer weights and seeds.
         relu = activation == "ReLU"
         seeds = 3 if relu else 2
         plain = Method(f"{activation}, no penalty", "plain")

@@ -40,7 +40,7 @@ from robustkern.training.data import Dataset, load
 from robustkern.training.files import write_json
 from robustkern.training.trainer import Trainer
 
-SPAN = 4  # steps timed as one, so that what comes every second or fourth step counts in full
+SPAN = 8  # steps timed as one, so that what comes every second, fourth or eighth counts in full
 Row = dict[str, Any]
 
 
@@ -92,6 +92,10 @@ class Bench:
             run.run_epoch()
         return run.model
 
+    def epochs(self, name: str) -> int:
+        """Of fine-tuning by a method."""
+        return self.methods[name].epochs or self.setting.epochs
+
     def trainer(self, method: Method, strength: float, seed: int) -> Trainer:
         """Of a copy of the clean network of that seed."""
         model = copy.deepcopy(self.clean(seed))
@@ -102,12 +106,12 @@ class Bench:
         row = {
             "kind": kind, "method": name, "strength": strength, "seed": seed,
             "family": self.methods[name].family, "naive_of": self.methods[name].naive_of,
-            "commit": PROVENANCE["commit"],
+            "epochs": self.epochs(name), "commit": PROVENANCE["commit"],
         }  # fmt: skip
         run = self.trainer(self.methods[name], strength, seed)
         torch.manual_seed(seed)
         try:
-            records = [run.run_epoch() for _ in range(self.setting.epochs)]
+            records = [run.run_epoch() for _ in range(self.epochs(name))]
         except FloatingPointError as error:
             return {**row, "failed": str(error)}
         row["passes"] = {
@@ -311,8 +315,8 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     """Say how much there is to do, from one timed step of each method."""
     setting = untrained.setting
     seconds = {k: statistics.median(v) for k, v in untrained.step_times(1, compiled=False).items()}
-    steps = setting.epochs * -(-setting.train // setting.batch_size)
-    trainings = sum(seconds[m.name] * steps * (len(m.grid) + setting.seeds) for m in every)
+    steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
+    trainings = sum(seconds[m.name] * steps[m.name] * (len(m.grid) + setting.seeds) for m in every)
     plain = seconds["no penalty"] / setting.batch_size
     attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
     attacks += setting.apgd_steps * setting.apgd_images
@@ -320,7 +324,7 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     minutes = (trainings + evaluations) / workers / 60
     searches, finals = sum(len(m.grid) for m in every), len(every) * setting.seeds
     print(
-        f"{searches} trainings to search strengths and {finals} to measure, of {steps} steps each, "
+        f"{searches} trainings to search strengths and {finals} to measure, "
         f"in {workers} process(es): about {minutes:.0f} minutes, if this machine does nothing else"
     )
 

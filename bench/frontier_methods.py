@@ -43,6 +43,7 @@ class Method:
     naive_of: str | None = None
     grad_align: bool = False
     compiled: bool = False  # its step alone is measured: it trains as the method without
+    epochs: int | None = None  # the setting's, if None
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Setting:
     seeds: int
     eps: tuple[float, ...]
     main_eps: float
+    combined_eps: float  # of an attack beside a penalty, whose weight is the strength
     margin: float  # of clean accuracy on validation images, which a strength may cost
     step_length: float  # CURE's h
     cure_norm: bool
@@ -72,26 +74,35 @@ class Setting:
     apgd_steps: int = 50
     timing_rounds: int = 16
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.train // self.batch_size)
+
 
 MNIST = Setting(
     set="mnist", train=5_000, validation=1_000, test=600, clean_epochs=3, epochs=3, seeds=3,
-    eps=(0.1, 0.15, 0.2), main_eps=0.15, margin=0.02, step_length=2.8, cure_norm=True,
+    eps=(0.1, 0.15, 0.2), main_eps=0.15, combined_eps=0.2, margin=0.02,
+    step_length=2.8, cure_norm=True,
     grids={
         "weight decay": (1e-4, 3e-4, 1e-3, 3e-3),
         "cure": (0.25, 0.5, 1.0, 2.0),
-        "gn": (10.0, 30.0, 100.0, 300.0),
+        "gn": (1.0, 3.0, 10.0, 30.0),
         "tv": (1.0, 3.0, 10.0, 30.0),
         "tv l1": (0.05, 0.1, 0.2, 0.4),
-        "sgr": (1000.0, 3000.0, 10000.0, 30000.0),
+        "sgr": (100.0, 300.0, 1000.0, 3000.0),
+        "sgr of pgd": (10.0, 30.0, 100.0, 300.0),
         "llr": (1.0, 2.0, 4.0, 8.0),
         "attack": (0.1, 0.15, 0.2, 0.3),
+        "cure combined": (0.02, 0.05, 0.1, 0.2),
+        "tv combined": (0.1, 0.3, 1.0, 3.0),
+        "sgr combined": (10.0, 30.0, 100.0, 300.0),
         "grad align": (0.1, 0.2, 0.5, 1.0),
     },
 )  # fmt: skip
 CIFAR10 = Setting(
     set="cifar10", train=6_000, validation=1_000, test=1_000, clean_epochs=8, epochs=4, seeds=3,
-    eps=(1 / 255, 2 / 255, 4 / 255), main_eps=4 / 255, margin=0.05, step_length=0.5,
-    cure_norm=False, augment=True,
+    eps=(1 / 255, 2 / 255, 4 / 255), main_eps=4 / 255, combined_eps=4 / 255,
+    margin=0.05, step_length=0.5, cure_norm=False, augment=True,
     grids={
         "weight decay": (1e-4, 3e-4, 1e-3, 3e-3),
         "cure": (0.03, 0.1, 0.3, 1.0),
@@ -99,8 +110,12 @@ CIFAR10 = Setting(
         "tv": (0.1, 0.3, 1.0, 3.0),
         "tv l1": (0.004, 0.008, 0.016, 0.032),
         "sgr": (1.0, 10.0, 100.0, 1000.0),
+        "sgr of pgd": (1.0, 10.0, 100.0, 1000.0),
         "llr": (1.0, 2.0, 4.0, 8.0),
         "attack": (0.004, 0.008, 0.016, 0.032),
+        "cure combined": (0.01, 0.03, 0.1, 0.3),
+        "tv combined": (0.03, 0.1, 0.3, 1.0),
+        "sgr combined": (1.0, 10.0, 100.0, 1000.0),
         "grad align": (0.1, 0.2, 0.5, 1.0),
     },
 )  # fmt: skip
@@ -135,11 +150,13 @@ def methods(setting: Setting) -> list[Method]:
         ]
 
     def fixed(name: str, **more: Any) -> Callable[[float], dict[str, Any]]:
-        return lambda strength: {"name": name, "eps": eps, **more}
+        return lambda strength: {"name": name, "eps": setting.combined_eps, **more}
 
     formula = {"h": str(setting.step_length), "norm": setting.cure_norm}
     cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
     gn, tv = penalty("gn"), penalty("tv")
+    seldom = penalty("anchored-cure", **formula, every=8)
+    longer = round(5 / 3 * setting.epochs)  # a step of these is cheap
     found = [
         Method("no penalty", "plain"),
         Method(
@@ -166,17 +183,24 @@ def methods(setting: Setting) -> list[Method]:
         Method("SGR", "penalty", sgr, grid=grids["sgr"]),
         Method("SGR of PGD, every 4th step", "penalty",
                penalty("sgr", standardize="data", source="pgd", attack_eps=eps, update_every=4),
-               grid=grids["sgr"]),
+               grid=grids["sgr of pgd"]),
         Method("LLR", "penalty", penalty("llr", eps=eps), grid=grids["llr"]),
         Method("FGSM-RS", "attack", attack=attack("fgsm-rs"), grid=grids["attack"]),
+        Method("FGSM-RS, longer", "attack", attack=attack("fgsm-rs"), grid=grids["attack"],
+               epochs=longer),
+        Method("PGD-3", "attack", attack=attack("pgd", steps=3), grid=grids["attack"]),
         Method("PGD-7", "attack", attack=attack("pgd", steps=7), grid=grids["attack"]),
         Method("PGD-10", "attack", attack=attack("pgd", steps=10), grid=grids["attack"]),
         Method("TRADES", "attack", attack=attack("trades"), grid=grids["attack"]),
-        Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure"]),
+        Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure combined"]),
+        Method("FGSM-RS + CURE anchored, every 8th step", "both", seldom, fixed("fgsm-rs"),
+               grid=grids["cure combined"]),
+        Method("FGSM-RS + CURE anchored, every 8th step, longer", "both", seldom,
+               fixed("fgsm-rs"), grid=grids["cure combined"], epochs=longer),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),
-        Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr"]),
-        Method("PGD-7 + TV", "both", tv, fixed("pgd", steps=7), grid=grids["tv"]),
+        Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr combined"]),
+        Method("PGD-7 + TV", "both", tv, fixed("pgd", steps=7), grid=grids["tv combined"]),
     ]  # fmt: skip
     if setting.cure_norm:  # the authors' structure has the norm alone
         authors = Method(

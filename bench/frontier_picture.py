@@ -35,6 +35,7 @@ class Line:
     family: str
     naive_of: str | None
     strength: float
+    epochs: int
     clean: Share
     pgd: tuple[Share, ...]
     apgd: Share
@@ -51,7 +52,7 @@ def summary(content: Content) -> list[Line]:
     """The methods whose every seed was trained, from the cheapest on."""
     setting = content["setting"]
     main = setting["eps"].index(setting["main_eps"])
-    steps = setting["epochs"] * -(-setting["train"] // setting["batch_size"])
+    steps_per_epoch = -(-setting["train"] // setting["batch_size"])
     times = {r["method"]: r["plain_steps"] for r in content["rows"] if r["kind"] == "step"}
     finals: dict[str, list[dict[str, Any]]] = {}
     for row in content["rows"]:
@@ -69,12 +70,13 @@ def summary(content: Content) -> list[Line]:
         lines.append(
             Line(
                 method, rows[0]["family"], rows[0]["naive_of"], rows[0]["strength"],
+                rows[0]["epochs"],
                 clean=shared([r["right"] for r in rows], images),
                 pgd=tuple(shared(counts, images) for counts in pgd),
                 apgd=shared([r["apgd_right"] for r in rows], setting["apgd_images"]),
                 main=statistics.mean(at_main), low=min(at_main), high=max(at_main),
                 passes=statistics.mean(passes),
-                step=times[method], cost=steps * times[method],
+                step=times[method], cost=rows[0]["epochs"] * steps_per_epoch * times[method],
             )
         )  # fmt: skip
     return with_edge(sorted(lines, key=lambda line: line.cost))
@@ -110,13 +112,13 @@ def claims(content: Content) -> list[tuple[str, bool]]:
             for line in lines.values()
             if line.family in ("penalty", "both") and line.main >= goal.main - 0.01
         ]
-        text = f"PGD-7 reaches {100 * goal.main:.1f}% at {goal.step:.2f} plain steps a step"
+        text = f"PGD-7 reaches {100 * goal.main:.1f}% for {goal.cost:,.0f} plain steps"
         if near:
             best = min(near, key=lambda line: line.cost)
             share = best.cost / goal.cost
             text += (
                 f"; the cheapest penalty within one point, {best.method}, {100 * best.main:.1f}% "
-                f"at {best.step:.2f}, {share:.2f} of its cost; at most half is asked"
+                f"for {best.cost:,.0f}, {share:.2f} of its cost; at most half is asked"
             )
         else:
             text += "; no penalty comes within one point"

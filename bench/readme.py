@@ -476,13 +476,14 @@ def frontier(name: str) -> Callable[[], str]:
 def frontier_table(results: dict[str, Any], *, edge_only: bool) -> str:
     """From the cheapest method on; those on the edge are bold."""
     setting = results["setting"]
-    header = ["method", "strength", "passes of a step", "step", "fine-tuning", "clean"]
+    header = ["method", "strength", "epochs", "passes of a step", "step", "fine-tuning", "clean"]
     header += [f"PGD-{setting['pgd_steps']} at {short(eps)}" for eps in setting["eps"]]
     header += [f"APGD at {short(setting['main_eps'])}"]
     rows = [
         [
             f"**{line.method}**" if line.on_edge else line.method,
             f"{line.strength:g}",
+            str(line.epochs),
             f"{line.passes:.2f}",
             f"{line.step:.2f}",
             f"{line.cost:,.0f}",

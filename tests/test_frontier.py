@@ -179,7 +179,7 @@ def content(*measured):
     for method, family, naive_of, step, right in measured:
         rows.append(
             {"kind": "final", "method": method, "family": family, "naive_of": naive_of, "seed": 0,
-             "strength": 1.0, "passes": {"forward": 1.0, "backward": 1.0}, "right": 98,
+             "strength": 1.0, "epochs": 1, "passes": {"forward": 1.0, "backward": 1.0}, "right": 98,
              "pgd_right": [right], "apgd_right": right // 2}
         )  # fmt: skip
         rows.append({"kind": "step", "method": method, "plain_steps": step})

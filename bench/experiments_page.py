@@ -212,3 +212,19 @@ def shift(results: Results) -> str:
         if usual and line.variant.startswith("TV") and line.strength == 1.0:
             text += contrast(results, [(line, usual[0])], f"{line.variant} against FGSM")
     return text
+
+
+def kinks(results: Results) -> str:
+    """Every way beside double backward, by activation."""
+    found = {(line.variant, line.strength): line for line in lines(results)}
+    text = accuracies(results, "weight")
+    for name in dict.fromkeys(name for name, strength in found if strength):
+        activation, way = name.split(", ", maxsplit=1)
+        exact = f"{activation}, double backward"
+        pairs = [
+            (line, found[exact, strength])
+            for (variant, strength), line in found.items()
+            if variant == name != exact and (exact, strength) in found
+        ]
+        text += contrast(results, pairs, f"{activation}, {way} against double backward")
+    return text

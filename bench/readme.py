@@ -534,6 +534,7 @@ SECTIONS = {
     "experiments_cure_cifar10": experiment("cure-cifar10", experiments_page.cure),
     "experiments_overfitting": experiment("overfitting", experiments_page.overfitting),
     "experiments_shift": experiment("shift", experiments_page.shift),
+    "experiments_kinks": experiment("kinks", experiments_page.kinks),
     **analysis_page.SECTIONS,
 }
 

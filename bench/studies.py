@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from frontier_methods import CIFAR10, MNIST, ExactTrainer, Method, Setting
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustkern.training.adversarial import pgd_augmentation
 from robustkern.training.naive import NaiveCURETrainer
+from robustkern.training.trainer import Trainer
 
 # In the place of ReLU. This softplus differs from it within a few tenths of zero alone.
 ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], dict[str, float]]] = {
@@ -197,12 +199,13 @@ def overfitting() -> Study:
         Method("PGD-7", "attack", attack=lambda strength: {"name": "pgd", "eps": eps, "steps": 7})
     ]
     for name, how in attack.items():
-        # Both weights where the start is random, as people train; without one, the larger.
+        # All where the start is random, as people train; without one, CURE at the larger weight.
         first = 1 if name == "FGSM" else 0
         methods.append(Method(name, "attack", **how))
         methods += [
             Method(f"{name} + {other}", "both", each, grid=grid[first:], **how)
             for other, (each, grid) in specs.items()
+            if name == "FGSM-RS" or "CURE" in other
         ]
         methods.append(
             Method(f"{name} + GradAlign", "both", grid=grad_align[first:], grad_align=True, **how)
@@ -219,12 +222,13 @@ def shift() -> Study:
     eps = MNIST.main_eps
     variants = [Variant(Method("no penalty", "plain"))]
     for clamped in (False, True):
-        shifts = {eps / 2**halvings: (0.5, 1.0, 2.0) for halvings in (7, 4, 2, 1, 0, -1)}
-        for at, grid in {**shifts, 0.2: (0.2 / eps,)}.items():
+        grid = (1.0,) if clamped else (0.5, 1.0, 2.0)
+        shifts = {eps / 2**halvings: grid for halvings in (7, 4, 2, 1, 0, -1)}
+        for at, strengths in {**shifts, 0.2: (0.2 / eps,)}.items():
             method = Method(
                 f"TV, shift {at:.2g}" + ", clamped" * clamped, "penalty",
                 lambda strength: [{"name": "tv", "p": 1.0, "weight": str(eps * strength)}],
-                options=lambda strength, at=at: {"shift": at}, grid=grid,
+                options=lambda strength, at=at: {"shift": at}, grid=strengths,
             )  # fmt: skip
             variants.append(Variant(method, clamped=clamped))
     for radius in (eps, 0.2):
@@ -239,10 +243,62 @@ def shift() -> Study:
     return Study(setting, tuple(variants), attacked=500)
 
 
+class CentralTrainer(Trainer):
+    """First order by a central difference, at one pass more; for penalties at the inputs alone.
+
+    The one-sided difference of `robustkern.backward` sees a piecewise linear network's kinks on one
+    side of the inputs, this one those on both.
+    """
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        samples = len(inputs)
+        x = inputs.clone().requires_grad_()
+        loss = F.cross_entropy(self.model(x), targets)
+        loss.backward()
+        gradient = (samples * x.grad).requires_grad_()
+        value = self.penalty.penalty.value(gradient)
+        (v,) = torch.autograd.grad(value, gradient)
+        step = float(self.shift) / v.square().mean().sqrt()
+        for side in (step, -step):
+            moved = F.cross_entropy(self.model(inputs + side * v), targets)
+            (samples / (2 * side) * moved).backward()
+        return loss.detach(), value.detach()
+
+
+def kinks() -> Study:
+    """GN by double backward, which sees no kinks, and by first order on one side and on both."""
+    gn, grid = _penalty("gn"), (3.0, 10.0)
+    ways: dict[str, dict[str, Any]] = {
+        "double backward": {"trainer": ExactTrainer},
+        "first order": {},
+        "first order, shift 0.01": {"options": lambda strength: {"shift": 0.01}},
+        **{
+            f"central, shift {at:g}": {
+                "trainer": CentralTrainer, "options": lambda strength, at=at: {"shift": at},
+            }
+            for at in (0.001, 0.01)
+        },
+    }  # fmt: skip
+    variants = []
+    for activation in ("ReLU", "softplus"):
+        variants.append(Variant(Method(f"{activation}, no penalty", "plain"), activation))
+        variants += [
+            Variant(
+                Method(f"{activation}, {way}", "penalty", gn, grid=grid, **how),
+                activation,
+                seeds=3 if activation == "ReLU" else 2,
+            )
+            for way, how in ways.items()
+        ]
+    setting = dataclasses.replace(MNIST, grids={}, test=1)
+    return Study(setting, tuple(variants), attacked=500)
+
+
 STUDIES = {
     "batch-statistics": batch_statistics,
     "cure": cure,
     "cure-cifar10": cure_cifar10,
     "overfitting": overfitting,
     "shift": shift,
+    "kinks": kinks,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import analysis_page
+import papers_page
 from frontier_picture import claims, data_title, summary
 
 from robustkern.evaluation import verdict
@@ -505,6 +506,7 @@ SECTIONS = {
     "shift": shift,
     "recipes": recipes,
     **analysis_page.SECTIONS,
+    **papers_page.SECTIONS,
 }
 
 if __name__ == "__main__":

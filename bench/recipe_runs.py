@@ -31,6 +31,7 @@ FAST = {"precision": "bfloat16", "channels_last": True, "compile": True}
 # Small batches, for enough steps of the few images.
 REDUCED = {"train_size": 2000, "test_size": 300, "batch_size": 50, "device": "cpu"}
 REDUCED_EPOCHS = 4  # times fewer
+REDUCED_LR = 10  # times the rate of a fine-tuning, whose few steps would change nothing
 DISTANCES, REDUCED_DISTANCES = 100, 25  # test images whose distance is measured
 # Trained in the structure of the authors' code, and the recipe of the same formula, mode and data.
 AUTHORS = {"authors-cure-resnet18-cifar10": "cure-norm-resnet18-cifar10"}
@@ -228,7 +229,7 @@ def reduced(options: Options) -> Options:
         **REDUCED,
         model=f"narrow:{options.model}",
         epochs=epochs,
-        lr=compressed(options.lr, factor),
+        lr=compressed(options.lr, factor, 1 if options.init is None else REDUCED_LR),
         penalties=[
             {key: compressed(p[key], factor) if key in scheduled else p[key] for key in p}
             for p in options.penalties
@@ -236,16 +237,16 @@ def reduced(options: Options) -> Options:
     )
 
 
-def compressed(schedule: str, factor: float) -> str:
-    """A schedule with its epochs multiplied.
+def compressed(schedule: str, factor: float, times: float = 1) -> str:
+    """A schedule with its epochs multiplied by `factor`, and its values `times` as high.
 
-    >>> compressed("0:0,5:1.5", 0.2), compressed("4", 0.2)
-    ('0:0,1:1.5', '4')
+    >>> compressed("0:0,5:1.5", 0.2), compressed("4", 0.2), compressed("0:0.1,5:0.01", 1, 10)
+    ('0:0,1:1.5', '4', '0:1,5:0.1')
     """
     if ":" not in schedule:
-        return schedule
-    points = (point.split(":") for point in schedule.split(","))
-    return ",".join(f"{float(epoch) * factor:g}:{value}" for epoch, value in points)
+        return f"{float(schedule) * times:g}"
+    points = [[float(number) for number in point.split(":")] for point in schedule.split(",")]
+    return ",".join(f"{epoch * factor:g}:{value * times:g}" for epoch, value in points)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

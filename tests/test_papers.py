@@ -255,7 +255,9 @@ def test_a_reduced_recipe_is_the_recipe_in_fewer_epochs(recipe_runs):
     assert small.model == "narrow:resnet18"
     before, after = full.penalties[0], small.penalties[0]
     assert {**after, "weight": ""} == {**before, "weight": ""}
-    for pair in ((full.lr, small.lr), (before["weight"], after["weight"])):
-        slow, fast = (Schedule.parse("", text) for text in pair)
+    for slow, fast, times in ((full.lr, small.lr, 10), (before["weight"], after["weight"], 1)):
+        slow, fast = Schedule.parse("", slow), Schedule.parse("", fast)
         for epoch in (0, 5, 10, 12, 15, 20):
-            assert fast(epoch / 4) == pytest.approx(slow(epoch))
+            assert fast(epoch / 4) == pytest.approx(times * slow(epoch))
+    full = recipe_runs.from_recipe("clean-resnet18-svhn", {})
+    assert (full.lr, recipe_runs.reduced(full).lr) == ("0:0.01,6:0.1,30:0", "0:0.01,1.4:0.1,7:0")

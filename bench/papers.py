@@ -7,8 +7,9 @@ again until it says that all is done: a training goes on after its last epoch, a
 finished is repeated. `--seconds` is when nothing more is begun; one attack on all test images may
 go beyond it. With `--reduced` everything is smaller, for a CPU, and PGD has a smaller eps too.
 
-Figures go to bench/results/papers-<machine>.json, from which the table is printed. Exit status: 0
-if all is done, 1 if a further call is needed, 2 after an error.
+Figures go to bench/results/papers-<machine>.json, from which the table is printed and
+bench/readme.py makes docs/papers.md. Exit status: 0 if all is done, 1 if a further call is needed,
+2 after an error.
 """
 
 import argparse

@@ -116,6 +116,16 @@ def test_the_authors_structure_is_trained_from_the_clean_network(call):
     assert (authors["forward_passes"], clean["forward_passes"]) == (5 * 5, 7)
 
 
+def test_a_row_that_is_not_compiled_says_so(papers, recipe_runs):
+    import paper_tables
+
+    row = {"seconds": 3.0, "forward_passes": 5.0, "backward_passes": 6.0}
+    for compiled, text in ((True, "3 s"), (False, "3 s, not compiled")):
+        setting = recipe_runs.Setting("", reduced=False, fast=True, note="")
+        shown = paper_tables.training({**row, "options": {"compile": compiled}}, setting)
+        assert shown == [text, "5, 6"]
+
+
 def test_times_are_in_those_of_the_same_network(papers):
     import paper_tables
 

@@ -147,7 +147,7 @@ def distance(row: dict[str, Any], mark: str) -> str:
 
 
 def training(row: dict[str, Any], setting: Setting) -> list[str]:
-    """Its time, and the passes of a step."""
+    """Its time, and the passes of each image in all epochs."""
     eager = ", not compiled" if setting.fast and not row["options"]["compile"] else ""
     passes = f"{row['forward_passes']:.0f}, {row['backward_passes']:.0f}"
     return [f"{row['seconds']:.0f} s{setting.mark}{eager}", passes + setting.mark]

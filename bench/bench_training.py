@@ -91,7 +91,7 @@ SETTINGS = {
         augment=True, eps=(1 / 255, 2 / 255, 4 / 255), steps=10, seeds=1,
         methods=(
             Method("no penalty", {"name": "none"}),
-            Method("CURE, authors' structure", _SQUARE, naive=True),
+            Method("CURE, authors' structure", {**_SQUARE, "norm": True}, naive=True),
             Method("CURE", _SQUARE),
             Method("CURE, bfloat16", _SQUARE, "bfloat16"),
             Method("CURE, shift 3e-3", _SQUARE, shift=3e-3),
@@ -114,10 +114,8 @@ def trainer(
         "shift": method.shift,
         "seed": seed,
     }
-    if method.naive:
-        weight, h = float(method.penalty["weight"]), float(method.penalty["h"])
-        return NaiveCURETrainer(model, data, weight=weight, h=h, **options)
-    return Trainer(model, data, ScheduledPenalty([method.penalty], data.shape), **options)
+    make = NaiveCURETrainer if method.naive else Trainer
+    return make(model, data, ScheduledPenalty([method.penalty], data.shape), **options)
 
 
 def attacked(model: nn.Module, data: Dataset, eps: float, steps: int) -> float:

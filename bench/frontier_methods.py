@@ -204,9 +204,8 @@ def methods(setting: Setting) -> list[Method]:
     ]  # fmt: skip
     if setting.cure_norm:  # the authors' structure has the norm alone
         authors = Method(
-            "CURE, authors' structure", "naive", grid=grids["cure"], trainer=NaiveCURETrainer,
-            options=lambda strength: {"weight": strength, "h": setting.step_length},
-            naive_of="CURE",
+            "CURE, authors' structure", "naive", cure, grid=grids["cure"],
+            trainer=NaiveCURETrainer, naive_of="CURE",
         )  # fmt: skip
         found.insert(2, authors)
     return found
@@ -237,8 +236,6 @@ def trainer(
         "trades_beta": beta,
         **method.options(strength),
     }
-    if method.trainer is NaiveCURETrainer:
-        return NaiveCURETrainer(model, data, **options)
     penalty = ScheduledPenalty(
         method.penalties(strength), data.shape, model=model, images=data.x_train
     )

@@ -7,8 +7,8 @@ from robustkern.training.models import cnn as full_cnn
 
 
 def resnet18(shape: Shape, classes: int) -> nn.Module:
-    """Three stages of one block, 12 channels at first."""
-    return ResNet(12, (1, 1, 1), shape[0], classes)
+    """Three stages of one block, 8 channels at first."""
+    return ResNet(8, (1, 1, 1), shape[0], classes)
 
 
 def wideresnet28x10(shape: Shape, classes: int) -> nn.Module:
@@ -17,10 +17,10 @@ def wideresnet28x10(shape: Shape, classes: int) -> nn.Module:
 
 
 def resnext34(shape: Shape, classes: int) -> nn.Module:
-    """Three stages of one block, 8 channels at first."""
-    return ResNeXt(8, (1, 1, 1), 2, shape[0], classes)
+    """Three stages of one block, 4 channels at first."""
+    return ResNeXt(4, (1, 1, 1), 2, shape[0], classes)
 
 
 def carlini(shape: Shape, classes: int) -> nn.Module:
-    """The small network of the command line, 8 channels at first."""
-    return full_cnn(shape, classes, width=8)
+    """The small network of the command line, 16 channels at first."""
+    return full_cnn(shape, classes, width=16)

@@ -13,6 +13,7 @@ from typing import Any
 import analysis_page
 import experiments_page
 import experiments_why
+import papers_page
 from frontier_picture import claims, data_title, short, summary
 
 from robustkern.evaluation import verdict
@@ -536,6 +537,7 @@ SECTIONS = {
     "experiments_shift": experiment("shift", experiments_page.shift),
     "experiments_kinks": experiment("kinks", experiments_page.kinks),
     **analysis_page.SECTIONS,
+    **papers_page.SECTIONS,
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Recipes trained and attacked, with their figures in a results file, in pieces."""
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -21,13 +22,19 @@ from robustkern.evaluation import (
 )
 from robustkern.training.checkpoint import load_checkpoint, restore_model
 from robustkern.training.data import Dataset, load
-from robustkern.training.recipes import find_recipe, from_recipe
+from robustkern.training.naive import NaiveCURETrainer
+from robustkern.training.recipes import Recipe, find_recipe, from_recipe
 from robustkern.training.session import Options, find_device, train
+from robustkern.training.trainer import Trainer
 
 FAST = {"precision": "bfloat16", "channels_last": True, "compile": True}
-REDUCED_IMAGES = {"train_size": 1200, "test_size": 200}
-REDUCED_EPOCHS = 5  # times fewer
-DISTANCES = 100  # test images whose distance is measured
+# Small batches, for enough steps of the few images.
+REDUCED = {"train_size": 2000, "test_size": 300, "batch_size": 50, "device": "cpu"}
+REDUCED_EPOCHS = 4  # times fewer
+REDUCED_LR = 10  # times the rate of a fine-tuning, whose few steps would change nothing
+DISTANCES, REDUCED_DISTANCES = 100, 25  # test images whose distance is measured
+# Trained in the structure of the authors' code, and the recipe of the same formula, mode and data.
+AUTHORS = {"authors-cure-resnet18-cifar10": "cure-norm-resnet18-cifar10"}
 # Options that are paths of this machine; they stay out of the results.
 PLACES = ("data", "data_folder", "init", "output")
 
@@ -81,19 +88,21 @@ class Runs:
         row = self.row(recipe)
         if not row:
             key = {"recipe": recipe, **dataclasses.asdict(self.setting)}
-            self.rows.append(row := {**key, "commit": PROVENANCE["commit"]})
+            made = {name: PROVENANCE[name] for name in ("commit", "command")}
+            self.rows.append(row := {**key, **made})
         row |= figures
         write_results(self.path, self.rows)
 
     def options(self, recipe: str) -> Options:
         """Of the training by a recipe."""
         given = {**self.given, "output": str(self.runs / recipe)}
-        start = find_recipe(recipe).start
+        start = recipe_of(recipe).start
         if start is not None:
             given["init"] = str(self.checkpoint(start))
         if self.setting.fast:
-            given |= FAST
-        options = from_recipe(recipe, given)
+            # Compiled networks have no double backward.
+            given |= {**FAST, "compile": recipe not in AUTHORS}
+        options = from_recipe(AUTHORS.get(recipe, recipe), given)
         return reduced(options) if self.setting.reduced else options
 
     def checkpoint(self, recipe: str) -> Path:
@@ -105,14 +114,19 @@ class Runs:
             return True
         if self.left() <= 0:
             return False
-        start = find_recipe(recipe).start
+        start = recipe_of(recipe).start
         if start is not None and "error" in self.row(start):
             self.save(recipe, error=f"{start} failed")
             return True
         options, path = self.options(recipe), self.checkpoint(recipe)
         kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in PLACES}
         try:
-            train(options, resume=path.exists(), seconds=self.left())
+            train(
+                options,
+                resume=path.exists(),
+                seconds=self.left(),
+                trainer_type=NaiveCURETrainer if recipe in AUTHORS else Trainer,
+            )
         except FloatingPointError as error:
             self.save(recipe, options=kept, error=str(error))
             return True
@@ -137,7 +151,9 @@ class Runs:
         return True
 
     def data(self, options: Options) -> Dataset:
-        return load(options.data, options.data_folder).first(options.train_size, options.test_size)
+        return loaded(options.data, options.data_folder).first(
+            options.train_size, options.test_size
+        )
 
     def measured(self, recipe: str, figures: list[str], autoattacked: int) -> bool:
         """Measure figures of a trained network as far as the time reaches; is it done?
@@ -163,7 +179,11 @@ class Runs:
                 return False
             kind, _, eps = name.partition("-")
             if kind == "distance":
-                self.save(recipe, distance=distance(model, data))
+                images = min(
+                    REDUCED_DISTANCES if self.setting.reduced else DISTANCES, len(data.x_test)
+                )
+                found = distance(model, data.first(test=images))
+                self.save(recipe, distance=found, distance_images=images)
             elif kind == "autoattack":
                 found = attacked(model, data.first(test=autoattacked), autoattack, int(eps))
                 self.save(recipe, **{name: found, "autoattack_images": autoattacked})
@@ -171,6 +191,12 @@ class Runs:
                 found = attacked(model, data, pgd, int(eps), steps=int(kind.removeprefix("pgd")))
                 self.save(recipe, **{name: found})
         return True
+
+
+@functools.cache
+def loaded(data: str, folder: str) -> Dataset:
+    """The images, read once."""
+    return load(data, folder)
 
 
 def attacked(model: nn.Module, data: Dataset, attack: Any, eps: int, **more: Any) -> float:
@@ -188,7 +214,7 @@ def distance(model: nn.Module, data: Dataset) -> float | None:
     def move(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         return carlini_wagner(model, inputs, targets, steps=200, searches=5)
 
-    x, y = data.x_test[:DISTANCES], data.y_test[:DISTANCES]
+    x, y = data.x_test, data.y_test
     found = adversarial_distances(model, x, y, adversarial_inputs(model, x, y, move)).median
     return found if found is not None and math.isfinite(found) else None
 
@@ -200,28 +226,27 @@ def reduced(options: Options) -> Options:
     scheduled = ("weight", "h")
     return dataclasses.replace(
         options,
-        **REDUCED_IMAGES,
+        **REDUCED,
         model=f"narrow:{options.model}",
         epochs=epochs,
-        lr=compressed(options.lr, factor),
+        lr=compressed(options.lr, factor, 1 if options.init is None else REDUCED_LR),
         penalties=[
             {key: compressed(p[key], factor) if key in scheduled else p[key] for key in p}
             for p in options.penalties
         ],
-        device="cpu",
     )
 
 
-def compressed(schedule: str, factor: float) -> str:
-    """A schedule with its epochs multiplied.
+def compressed(schedule: str, factor: float, times: float = 1) -> str:
+    """A schedule with its epochs multiplied by `factor`, and its values `times` as high.
 
-    >>> compressed("0:0,5:1.5", 0.2), compressed("4", 0.2)
-    ('0:0,1:1.5', '4')
+    >>> compressed("0:0,5:1.5", 0.2), compressed("4", 0.2), compressed("0:0.1,5:0.01", 1, 10)
+    ('0:0,1:1.5', '4', '0:1,5:0.1')
     """
     if ":" not in schedule:
-        return schedule
-    points = (point.split(":") for point in schedule.split(","))
-    return ",".join(f"{float(epoch) * factor:g}:{value}" for epoch, value in points)
+        return f"{float(schedule) * times:g}"
+    points = [[float(number) for number in point.split(":")] for point in schedule.split(",")]
+    return ",".join(f"{epoch * factor:g}:{value * times:g}" for epoch, value in points)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -243,10 +268,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a row."""
+    return find_recipe(AUTHORS.get(name, name))
+
+
 def with_starts(recipes: list[str]) -> list[str]:
     """The recipes, each behind the one that it starts from."""
     found: list[str] = []
     for recipe in recipes:
-        start = find_recipe(recipe).start
+        start = recipe_of(recipe).start
         found += [name for name in (start, recipe) if name and name not in found]
     return found

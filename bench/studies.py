@@ -120,8 +120,8 @@ def batch_statistics() -> Study:
                 )  # fmt: skip
                 variants.append(Variant(method, activation, seeds if relu or not kind else 1))
     authors = Method(
-        "ReLU, authors' structure", "naive", grid=(0.1, 0.3), trainer=NaiveCURETrainer,
-        options=lambda strength: {"weight": strength, "h": 0.5},
+        "ReLU, authors' structure", "naive", _penalty("cure", h="0.5", norm=True), grid=(0.1, 0.3),
+        trainer=NaiveCURETrainer,
     )  # fmt: skip
     variants.append(Variant(authors, seeds=2))
     return Study(setting, tuple(variants), attacked=250, explained=True)

@@ -60,14 +60,15 @@ def test_a_table_is_made_in_pieces_and_nothing_twice(call, tmp_path):
 
     status, printed, rows = call(*command)
     assert status == 0
-    assert printed.count("\nepoch ") + 1 == 6 + 4
+    assert printed.count("\nepoch ") + 1 == 7 + 5
     assert [row["recipe"] for row in rows] == ["clean-resnet18-cifar10", "cure-resnet18-cifar10"]
     lines = [line for line in printed.splitlines() if line.startswith(("| clean", "| cure"))]
     for row, line in zip(rows, lines, strict=True):
         assert f"{100 * row['clean']:.1f}%{MARK}" in line
         assert f"{100 * row['pgd20-8']:.1f}%{MARK}" in line
-        assert line.count("%") == line.count(f"%{MARK}") == 2
-    assert [row["forward_passes"] for row in rows] == [6, 16]
+        assert f"{100 * row['pgd20-2']:.1f}%{MARK}" in line
+        assert line.count("%") == line.count(f"%{MARK}") == 3
+    assert [row["forward_passes"] for row in rows] == [7, 20]
     assert str(tmp_path) not in json.dumps(rows)
 
     # As if it was killed between the training and the attack.
@@ -89,9 +90,11 @@ def test_every_attack_of_a_table_is_made(call, recipe_runs, monkeypatch):
         recipe_runs, "carlini_wagner", lambda model, inputs, targets, **_: 1 - inputs
     )
     command = ["tv", "--only", "tv-resnext34-cifar10"]
-    status, _, (row,) = call(*command)
+    status, printed, (row,) = call(*command)
     assert status == 0
     assert {"pgd20-8", "distance"} <= set(row)
+    assert row["distance_images"] == 10
+    assert f"{MARK}, 10 images" in printed
     status, printed, (row,) = call(*command, "--autoattack", "4")
     assert status == 0
     assert row["autoattack_images"] == 4
@@ -100,6 +103,50 @@ def test_every_attack_of_a_table_is_made(call, recipe_runs, monkeypatch):
         _, printed, (row,) = call(*command, "--autoattack", images)
         assert row["autoattack_images"] == 10
     assert "written" not in printed
+
+
+def test_the_authors_structure_is_trained_from_the_clean_network(call):
+    status, printed, rows = call("cure", "--only", "authors-cure-resnet18-cifar10")
+    assert status == 0
+    clean, authors = rows
+    assert authors["options"]["penalties"] == [
+        {"name": "cure", "weight": "4", "h": "0:0,1.25:1.5", "norm": True}
+    ]
+    assert f" 1.00{MARK} |" in printed  # in its own time
+    assert (authors["forward_passes"], clean["forward_passes"]) == (5 * 5, 7)
+
+
+def test_a_row_that_is_not_compiled_says_so(papers, recipe_runs):
+    import paper_tables
+
+    row = {"seconds": 3.0, "forward_passes": 5.0, "backward_passes": 6.0}
+    for compiled, text in ((True, "3 s"), (False, "3 s, not compiled")):
+        setting = recipe_runs.Setting("", reduced=False, fast=True, note="")
+        shown = paper_tables.training({**row, "options": {"compile": compiled}}, setting)
+        assert shown == [text, "5, 6"]
+
+
+def test_times_are_in_those_of_the_same_network(papers):
+    import paper_tables
+
+    seconds = {
+        "clean-resnet18-cifar10": 10.0,
+        "authors-cure-resnet18-cifar10": 80.0,
+        "fgsm-rs-cure-resnet18-cifar10": 20.0,
+        "pgd-resnet18-cifar10": 60.0,
+        "cure-wideresnet28x10-cifar10": 7.0,
+    }
+    rows = {name: {"seconds": value} for name, value in seconds.items()}
+
+    def ratios(name):
+        found = [paper_tables.ratio(name, "authors-cure", rows, whole=False)]
+        return [*found, paper_tables.ratio(name, "pgd", rows, whole=True)]
+
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert ratios("fgsm-rs-cure-resnet18-cifar10") == [0.25, 0.5]
+    assert ratios("pgd-resnet18-cifar10") == [nan, 1]
+    assert ratios("anchored-cure-resnet18-cifar10") == [nan, nan]
+    assert ratios("cure-wideresnet28x10-cifar10") == [nan, nan]
 
 
 def test_a_training_that_fails_has_its_row(call, recipe_runs, monkeypatch):
@@ -170,14 +217,31 @@ def test_results_of_another_version_are_refused(recipe_runs, tmp_path, content, 
         recipe_runs.read_rows(path)
 
 
-def test_every_recipe_of_a_table_exists_and_has_a_narrow_network(papers):
+def test_every_recipe_of_a_table_exists_and_has_a_narrow_network(papers, recipe_runs):
     import narrow
 
     named = {recipe for shown in papers.TABLES.values() for recipe in shown.rows}
-    assert named == set(RECIPES)
+    assert named - set(recipe_runs.AUTHORS) == set(RECIPES)
     for recipe in RECIPES.values():
         network = getattr(narrow, recipe.options["model"])((3, 32, 32), 10)
         assert sum(parameter.numel() for parameter in network.parameters()) < 200_000
+
+
+def test_the_page_has_a_table_for_each_setting(call, papers, tmp_path, monkeypatch):
+    import papers_page
+
+    monkeypatch.setattr(papers_page, "RESULTS", tmp_path)
+    section = papers_page.SECTIONS["papers_cure"]
+    assert section() == "Not measured yet.\n"
+    _, _, (row,) = call("cure", "--only", "clean-resnet18-cifar10")
+    (tmp_path / "results.json").rename(tmp_path / "papers-cpu.json")
+    text = section()
+    assert text.count(papers.TABLES["cure"].title) == 1
+    assert f"{100 * row['clean']:.1f}%{MARK}" in text
+    assert text.count("not measured yet") == len(papers.TABLES["cure"].rows) - 1
+    assert "`python" in text
+    assert str(tmp_path) not in text
+    assert papers_page.SECTIONS["papers_sgr"]() == "Not measured yet.\n"
 
 
 def test_fast_is_bfloat16_channels_last_compiled(recipe_runs, tmp_path):
@@ -187,6 +251,9 @@ def test_fast_is_bfloat16_channels_last_compiled(recipe_runs, tmp_path):
         options = runs.options("cure-resnet18-cifar10")
         assert (options.compile, options.channels_last) == (fast, fast)
         assert options.precision == ("bfloat16" if fast else "float32")
+        authors = runs.options("authors-cure-resnet18-cifar10")
+        assert authors.precision == options.precision
+        assert not authors.compile
         clean = runs.options("clean-resnet18-cifar10")
         assert options.init == f"{clean.output}/checkpoint.pt"
 
@@ -194,11 +261,13 @@ def test_fast_is_bfloat16_channels_last_compiled(recipe_runs, tmp_path):
 def test_a_reduced_recipe_is_the_recipe_in_fewer_epochs(recipe_runs):
     full = recipe_runs.from_recipe("cure-resnet18-svhn", {"init": "clean.pt"})
     small = recipe_runs.reduced(full)
-    assert (full.epochs, small.epochs) == (20, 4)
+    assert (full.epochs, small.epochs) == (20, 5)
     assert small.model == "narrow:resnet18"
     before, after = full.penalties[0], small.penalties[0]
     assert {**after, "weight": ""} == {**before, "weight": ""}
-    for pair in ((full.lr, small.lr), (before["weight"], after["weight"])):
-        slow, fast = (Schedule.parse("", text) for text in pair)
+    for slow, fast, times in ((full.lr, small.lr, 10), (before["weight"], after["weight"], 1)):
+        slow, fast = Schedule.parse("", slow), Schedule.parse("", fast)
         for epoch in (0, 5, 10, 12, 15, 20):
-            assert fast(epoch / 5) == pytest.approx(slow(epoch))
+            assert fast(epoch / 4) == pytest.approx(times * slow(epoch))
+    full = recipe_runs.from_recipe("clean-resnet18-svhn", {})
+    assert (full.lr, recipe_runs.reduced(full).lr) == ("0:0.01,6:0.1,30:0", "0:0.01,1.4:0.1,7:0")

@@ -36,13 +36,16 @@ def test_a_recipe_is_complete(name):
         options.penalties, (3, 32, 32), model=nn.Identity(), images=torch.rand(2, 3, 32, 32)
     ).penalty
     start = RECIPES[name].start
-    assert (penalty is None) == name.startswith(("clean-", "pgd-", "fgsm-"))
+    assert (penalty is None) == name.startswith(("clean-", "pgd-", "fgsm-rs-resnet18-"))
     assert (start is None) == ("cure" not in name)
     if start is not None:
         clean = options_of(start)
         for field in ("data", "model", "per_image"):
             assert getattr(clean, field) == getattr(options, field)
         assert not clean.penalties
+        cure = options_of(name.removeprefix("fgsm-rs-").removeprefix("lazy-"))
+        for field in ("epochs", "optimizer", "lr", "weight_decay"):
+            assert getattr(cure, field) == getattr(options, field)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,8 @@ def test_weights_of_total_variation_and_lipschitz():
     def weights(name):
         return [p["weight"] for p in options_of(f"{name}-resnext34-cifar10").penalties]
 
-    assert weights("tv") == ["0.01"]
+    assert weights("tv") == weights("l1-tv") == ["0.01"]
+    assert options_of("l1-tv-resnext34-cifar10").penalties[0]["p"] == 1
     assert weights("tv-lipschitz") == ["0.01", "0.1"]
     assert weights("medium-tv-lipschitz") == ["0.1", "0.1"]
     assert weights("strong-tv-lipschitz") == ["0.1", "1"]

@@ -19,6 +19,7 @@ from robustkern.evaluation import accuracy, deepfool_source, fgsm_source, pgd, p
 from robustkern.training import Dataset, Options, Trainer, load, train
 from robustkern.training.checkpoint import load_checkpoint
 from robustkern.training.models import Normalize, ResNet, pixel_statistics
+from robustkern.training.naive import NaiveCURETrainer
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.schedules import Schedule
 from robustkern.training.session import find_device
@@ -313,6 +314,14 @@ def test_a_last_step_out_of_all_bounds_ends_the_run(small):
 def test_a_bad_option_is_named(small, option, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Trainer(network(), small, NOTHING, **option)
+
+
+@pytest.mark.parametrize("more", [{"norm": False}, {"norm": True, "direction": "gradient"}])
+def test_the_naive_cure_refuses_what_the_authors_do_not_compute(small, more):
+    spec = {"name": "cure", **more}
+    message = "NaiveCURETrainer: penalty must be the norm of CURE along the sign, not anchored, got"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        NaiveCURETrainer(network(), small, ScheduledPenalty([spec], (1, 8, 8)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -184,6 +184,7 @@ def _trainers(
     cure = {"weight": f"{settings.cure_weight}", "h": f"{h}", "norm": True}
     specs: dict[str, list[dict[str, Any]]] = {
         _PLAIN: [],
+        _NAIVE: [{"name": "cure", **cure}],
         "CURE": [{"name": "cure", **cure}],
         "anchored CURE": [{"name": "anchored-cure", **cure}],
         "GN": [{"name": "gn", "weight": f"{settings.gn_weight}"}],
@@ -197,10 +198,9 @@ def _trainers(
     }
 
     def trainer(method: str) -> Trainer:
-        model = copy.deepcopy(clean)
-        if method == _NAIVE:
-            return NaiveCURETrainer(model, images, weight=settings.cure_weight, h=h, **options)
-        return Trainer(model, images, ScheduledPenalty(specs[method], images.shape), **options)
+        make = NaiveCURETrainer if method == _NAIVE else Trainer
+        penalty = ScheduledPenalty(specs[method], images.shape)
+        return make(copy.deepcopy(clean), images, penalty, **options)
 
     return {method: trainer(method) for method in _METHODS}
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkern import reference
+from robustkern.penalties import CURE
 from robustkern.training.data import Dataset
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.trainer import Trainer
@@ -17,16 +18,24 @@ class NaiveCURETrainer(Trainer):
     Args:
         model: as for `Trainer`.
         data: the images.
-        weight: of the penalty, which is the norm, not its square.
-        h: L2 length of the finite difference, in input units.
+        penalty: CURE by the authors' formula, which is the norm, along the sign.
         **options: of `Trainer`.
+
+    Raises:
+        ValueError: another penalty, or an option out of range.
     """
 
     def __init__(
-        self, model: nn.Module, data: Dataset, *, weight: float, h: float, **options: Any
+        self, model: nn.Module, data: Dataset, penalty: ScheduledPenalty, **options: Any
     ) -> None:
-        super().__init__(model, data, ScheduledPenalty([], data.shape), **options)
-        self.weight, self.h = weight, h
+        cure = penalty.penalty
+        if not isinstance(cure, CURE) or cure.squared or cure.anchored or cure.direction != "sign":
+            raise ValueError(
+                "NaiveCURETrainer: penalty must be the norm of CURE along the sign, not anchored, "
+                f"got {cure}"
+            )
+        super().__init__(model, data, penalty, **options)
+        self._cure = cure
 
     def backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take the place of the engine.
@@ -39,6 +48,6 @@ class NaiveCURETrainer(Trainer):
             The loss, and 0 for the penalty, whose value stays unknown; detached.
         """
         loss = reference.authors_cure_backward(
-            self.model, inputs, targets, weight=self.weight, h=self.h
+            self.model, inputs, targets, weight=self._cure.weight, h=self._cure.h
         )
         return loss, torch.zeros_like(loss)

@@ -2,8 +2,13 @@
 
 Where a paper says how it trains, a recipe says the same: CURE (Moosavi-Dezfooli et al. 2019) and
 its fine-tuning, the data augmentation and standardization of SGR (Roth et al. 2018), the weights of
-total variation and the Lipschitz term (Finlay et al. 2018). Clean training, the batch sizes and
-SGR's weight are ours. Schedules count epochs: whoever changes `epochs` changes them too.
+total variation and the Lipschitz term (Finlay et al. 2018). Clean training, the batch sizes,
+SGR's weight and the combinations of FGSM-RS with penalties are ours. Schedules count epochs:
+whoever changes `epochs` changes them too.
+
+CURE is the paper's: gamma times the squared norm, h rising to 1.5 for pixels in [0, 1], batch
+statistics. `cure-norm` is what the authors' code computes at the same weight and h: the norm, its
+passes in eval mode.
 """
 
 from __future__ import annotations
@@ -46,17 +51,18 @@ def _sgr(source: str, **more: Any) -> dict[str, Any]:
     return {**_CIFAR10, "model": "carlini", **_SGR, "penalties": [penalty]}
 
 
-def _tv(tv: str, lipschitz: str | None = None) -> dict[str, Any]:
-    penalties: list[dict[str, Any]] = [{"name": "tv", "weight": tv, "p": 2.0}]
+def _tv(tv: str, lipschitz: str | None = None, p: float = 2.0) -> dict[str, Any]:
+    penalties: list[dict[str, Any]] = [{"name": "tv", "weight": tv, "p": p}]
     if lipschitz is not None:
         penalties.append({"name": "lipschitz", "weight": lipschitz, "p": 2.0})
     return {**_CIFAR10, "model": "resnext34", **_CLEAN, "penalties": penalties}
 
 
-def _attacked(name: str, eps: float, **more: Any) -> dict[str, Any]:
-    return {**_CLEAN, "adversarial": {"name": name, "eps": eps, **more}}
+def _pgd(eps: float) -> dict[str, Any]:
+    return {**_CLEAN, "adversarial": {"name": "pgd", "eps": eps, "steps": 7}}
 
 
+_FGSM_RS = {"adversarial": {"name": "fgsm-rs", "eps": 8 / 255}}
 _RISE = "0:0,5:1.5"
 # 4, 8 and 12 for 10, 5 and 5 epochs: the steps are steeper than one training step.
 _STAIRS = "0:4,9.999:4,10:8,14.999:8,15:12"
@@ -74,7 +80,6 @@ RECIPES: dict[str, Recipe] = {
     "anchored-cure-resnet18-cifar10": Recipe(
         {**_RESNET, **_cure("4", _RISE, "anchored-cure")}, "clean-resnet18-cifar10"
     ),
-    # The formula and the mode of the authors' code, which is not the paper's.
     "cure-norm-resnet18-cifar10": Recipe(
         {**_RESNET, **_cure("4", _RISE, norm=True), "batch_norm": "eval"}, "clean-resnet18-cifar10"
     ),
@@ -85,13 +90,21 @@ RECIPES: dict[str, Recipe] = {
     "sgr-sign-carlini-cifar10": Recipe(_sgr("sign")),
     "sgr-pgd-carlini-cifar10": Recipe(_sgr("pgd", attack_eps=8 / 255)),
     "tv-resnext34-cifar10": Recipe(_tv("0.01")),
+    "l1-tv-resnext34-cifar10": Recipe(_tv("0.01", p=1.0)),
     "tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.01", "0.1")),
     "medium-tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.1", "0.1")),
     "strong-tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.1", "1")),
-    "pgd-resnet18-cifar10": Recipe({**_RESNET, **_attacked("pgd", 8 / 255, steps=7)}),
-    "pgd-wideresnet28x10-cifar10": Recipe({**_WIDE, **_attacked("pgd", 8 / 255, steps=7)}),
-    "pgd-resnet18-svhn": Recipe({**_RESNET_SVHN, **_attacked("pgd", 12 / 255, steps=7)}),
-    "fgsm-rs-resnet18-cifar10": Recipe({**_RESNET, **_attacked("fgsm-rs", 8 / 255)}),
+    "pgd-resnet18-cifar10": Recipe({**_RESNET, **_pgd(8 / 255)}),
+    "pgd-wideresnet28x10-cifar10": Recipe({**_WIDE, **_pgd(8 / 255)}),
+    "pgd-resnet18-svhn": Recipe({**_RESNET_SVHN, **_pgd(12 / 255)}),
+    "fgsm-rs-resnet18-cifar10": Recipe({**_RESNET, **_CLEAN, **_FGSM_RS}),
+    "fgsm-rs-cure-resnet18-cifar10": Recipe(
+        {**_RESNET, **_cure("4", _RISE), **_FGSM_RS}, "clean-resnet18-cifar10"
+    ),
+    "fgsm-rs-lazy-cure-resnet18-cifar10": Recipe(
+        {**_RESNET, **_cure("4", _RISE, every=4), **_FGSM_RS}, "clean-resnet18-cifar10"
+    ),
+    "fgsm-rs-tv-resnet18-cifar10": Recipe({**_tv("0.1"), **_RESNET, **_FGSM_RS}),
 }
 
 

@@ -64,7 +64,13 @@ class Options:
     output: str = "robustkern-run"
 
 
-def train(options: Options, *, resume: bool = False, seconds: float = math.inf) -> Path:
+def train(
+    options: Options,
+    *,
+    resume: bool = False,
+    seconds: float = math.inf,
+    trainer_type: type[Trainer] = Trainer,
+) -> Path:
     """Train as `options` say; after every epoch write `checkpoint.pt` and `log.json`.
 
     The global random state is seeded. On a CPU, the result of a run that was interrupted and
@@ -76,6 +82,7 @@ def train(options: Options, *, resume: bool = False, seconds: float = math.inf) 
             made with; `epochs` may be raised.
         seconds: of the call. Once there is an epoch, begin none that would last beyond that, if it
             took as long as the longest before it; `resume` goes on with the rest.
+        trainer_type: what takes the steps, such as `robustkern.training.naive.NaiveCURETrainer`.
 
     Returns:
         The checkpoint.
@@ -107,7 +114,7 @@ def train(options: Options, *, resume: bool = False, seconds: float = math.inf) 
         # In place, for the names of the weights to stay; each shape by itself, which is faster.
         model.compile(dynamic=False)
     augmentation, trades_beta = adversarial_training(options.adversarial, data.shape)
-    trainer = Trainer(
+    trainer = trainer_type(
         model,
         data,
         ScheduledPenalty(options.penalties, data.shape, model=model, images=data.x_train),

@@ -129,7 +129,7 @@ def batch_statistics() -> Study:
 
 def cure() -> Study:
     """What CURE is made of, on MNIST."""
-    h, grid = MNIST.step_length, (0.5, 1.0)
+    h, grid = MNIST.step_length, (0.5,)
     rise, usual = f"0:0,{MNIST.epochs}:{h}", {"h": str(h), "norm": True}
     specs = {
         "full": _penalty("cure", **usual),
@@ -210,7 +210,8 @@ def overfitting() -> Study:
         methods.append(
             Method(f"{name} + GradAlign", "both", grid=grad_align[first:], grad_align=True, **how)
         )
-    return Study(setting, tuple(map(Variant, methods)), attacked=300, each_epoch=True)
+    variants = tuple(Variant(method, seeds=2) for method in methods)
+    return Study(setting, variants, attacked=300, each_epoch=True)
 
 
 def shift() -> Study:

@@ -187,12 +187,13 @@ def call(monkeypatch, *arguments):
     experiments.main()
 
 
-def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
+def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch, capsys):
     asked = []
 
     def trained(*task):
         asked.append(task)
-        return dict(zip(("kind", "method", "strength", "seed"), task, strict=True))
+        row = dict(zip(("kind", "method", "strength", "seed"), task, strict=True))
+        return {"study": "cure", **row}
 
     monkeypatch.setattr(frontier, "_trained", trained)
     monkeypatch.setattr(experiments, "announce", lambda *_: None)
@@ -209,6 +210,11 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
     assert {task[1] for task in asked[len(tasks) :]} == {"full", "every 8"}
     assert len(asked) == len(tasks) + 2
     assert len(json.loads(output.read_text())["rows"]) == len(tasks)
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "shift", *arguments[1:])
+    assert (
+        "results.json must be of shift to go on with, got cure; move it" in capsys.readouterr().err
+    )
 
 
 def test_it_runs_from_the_command_line(tmp_path):
@@ -272,7 +278,8 @@ def test_a_seed_overfits_where_one_step_says_nothing():
     ("arguments", "message"),
     [
         (("cure", "--data", "none.npz"), "cure is for mnist; give the path of an .npz file"),
-        (("cure", "--data", "{few}"), "at least 6000 training"),
+        (("cure", "--data", "{few}"), "check_enough: data must hold at least 6000 training"),
+        (("cure-cifar10", "--data", "{few}"), "images of cifar10, of 3 channel(s), got 1"),
         (("cure", "--data", "{few}", "--workers", "0"), "--workers must be at least 1, got 0"),
         (("sure", "--data", "{few}"), "invalid choice: 'sure'"),
     ],

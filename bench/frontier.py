@@ -277,11 +277,15 @@ def train(
     left = [task for task in tasks if not results.has(*task)]
     futures: list[Future[Row]] = [pool.submit(_trained, *task) for task in left]
     with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="training") as bar:
-        for future in as_completed(futures):
-            row = future.result()
-            results.append(row)
-            bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
-            bar.update()
+        try:
+            for future in as_completed(futures):
+                row = future.result()
+                results.append(row)
+                bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
+                bar.update()
+        finally:  # after an error nothing more would be written
+            for future in futures:
+                future.cancel()
 
 
 def run(setting: Setting, data: Dataset, results: Results, workers: int, only: list[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -215,6 +216,22 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch, capsys):
     assert (
         "results.json must be of shift to go on with, got cure; move it" in capsys.readouterr().err
     )
+
+
+def test_after_an_error_nothing_more_is_trained(tmp_path, monkeypatch):
+    begun = []
+
+    def trained(*task):
+        begun.append(task)
+        time.sleep(0.01)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(frontier, "_trained", trained)
+    tasks = experiments.tasks(experiments.study_of("cure", small=False))
+    results = frontier.Results(tmp_path / "results.json", methods.MNIST, "")
+    with pytest.raises(RuntimeError, match="no memory"), ThreadPoolExecutor(1) as pool:
+        frontier.train(pool, tasks, results)
+    assert len(begun) < len(tasks) / 2
 
 
 def test_it_runs_from_the_command_line(tmp_path):

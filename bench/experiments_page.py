@@ -88,7 +88,10 @@ def clean(figures: Row) -> float:
 
 
 def accuracies(results: Results, strength: str) -> str:
-    """A line for each variant and strength; bold where none is as robust for fewer passes."""
+    """A line for each variant and strength.
+
+    Bold where none is more robust for as few passes, or as robust for fewer.
+    """
     setting, found = results["setting"], lines(results)
     main = main_pgd(results)
     value = {
@@ -131,13 +134,17 @@ def contrast(results: Results, pairs: Sequence[tuple[Line, Line]], title: str) -
         for name, of in ((f"PGD accuracy at {eps}", main), ("clean accuracy", clean))
     }
     robust = differences[f"PGD accuracy at {eps}"]
+    often, trainings = (
+        ("every time", f"{len(both)} trainings") if len(both) > 1 else ("once", "1 training")
+    )
     verdict = (
-        "more robust every time" if min(robust) > 0
-        else "less robust every time" if max(robust) < 0
+        f"more robust {often}" if min(robust) > 0
+        else f"less robust {often}" if max(robust) < 0
+        else f"equally robust {often}" if not any(robust)
         else "not the same way every time"
     )  # fmt: skip
     figures = ", ".join(f"{name} {spread(v, signed=True)}" for name, v in differences.items())
-    return f"- {title}: {verdict}. {figures} points, {len(both)} trainings of each.\n"
+    return f"- {title}: {verdict}. {figures} points, {trainings} of each.\n"
 
 
 def against(results: Results, reference: str) -> str:

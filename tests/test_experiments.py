@@ -271,6 +271,9 @@ def trainings(study, name, *pgd):
         ((0.5, 0.7), "more robust every time. PGD accuracy at 0.1 +10.0 (+10.0 to +10.0)"),
         ((0.3, 0.5), "less robust every time"),
         ((0.3, 0.7), "not the same way every time"),
+        ((0.4, 0.7), "not the same way every time"),
+        ((0.4, 0.6), "equally robust every time. PGD accuracy at 0.1 +0.0 (+0.0 to +0.0)"),
+        ((0.5,), "more robust once. PGD accuracy at 0.1 +10.0, clean accuracy +0.0 points, 1 trai"),
     ],
 )
 def test_the_verdict_is_over_all_seeds(pgd, verdict):

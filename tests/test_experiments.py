@@ -298,6 +298,36 @@ def test_a_seed_overfits_where_one_step_says_nothing():
     )
 
 
+def test_the_norm_is_not_judged_beside_its_square():
+    setting = {"eps": [0.1], "main_eps": 0.1, "pgd_steps": 20, "epochs": 1}
+    names = ("ReLU, first order, batch", "ReLU, first order, eval", "ReLU, authors' structure")
+    rows = [row for name in names for row in trainings("batch-statistics", name, 0.5)]
+    for row in rows:
+        row["strength"] = 0.1
+    shown = experiments_why.batch_statistics({"setting": setting, "rows": rows})
+    assert "ReLU, eval mode against batch statistics: " in shown
+    assert "authors' structure against" not in shown
+
+
+@pytest.mark.parametrize(("norm", "penalty", "says"), [(0.9, 0.5, "Yes"), (1.1, 1.2, "No")])
+def test_what_has_grown_is_not_said_to_shrink(norm, penalty, says):
+    factors = {
+        ("ReLU, first order, eval", 0.1): {"norm": norm, "eval": penalty, "batch": 2.0},
+        ("ReLU, first order, batch", 0.1): {"norm": 1.2, "eval": 1.0, "batch": 1.0},
+    }
+    shown = experiments_why.hypothesis({}, factors)
+    assert f"- {says}: training in eval mode shrinks the weights more" in shown
+    assert f"- {says}: it lowers the penalty in eval mode more" in shown
+
+
+def test_a_study_without_a_finished_training_is_not_measured_yet(monkeypatch):
+    readme = importlib.import_module("readme")
+    failed = {"study": "cure", "kind": "trained", "method": "full", "strength": 0.5, "seed": 0}
+    content = {"rows": [{**failed, "failed": "nan"}], "setting": {}}
+    monkeypatch.setattr(readme, "read", lambda name: content)
+    assert readme.SECTIONS["experiments_cure"]() == readme.NOT_MEASURED
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -215,6 +215,16 @@ def load_held_out(path: str, study: Study) -> Dataset:
     return dataclasses.replace(part, **tensors)
 
 
+def check_study(results: Results, name: str) -> None:
+    """Refuse to go on with the results of another study, whose setting may be the same."""
+    others = {row["study"] for row in results.rows} - {name}
+    if others:
+        raise ValueError(
+            f"check_study: {results.path} must be of {name} to go on with, "
+            f"got {', '.join(sorted(others))}; move it away to begin anew"
+        )
+
+
 def main() -> None:
     """Run what is left of a study."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -233,6 +243,7 @@ def main() -> None:
     try:
         data = load_held_out(arguments.data, study)
         results = Results(path, study.setting, arguments.note)
+        check_study(results, arguments.study)
     except FileNotFoundError as error:
         parser.error(
             f"{error}: {arguments.study} is for {study.setting.set}; give the path of an .npz file "

@@ -88,7 +88,10 @@ def clean(figures: Row) -> float:
 
 
 def accuracies(results: Results, strength: str) -> str:
-    """A line for each variant and strength; bold where none is as robust for fewer passes."""
+    """A line for each variant and strength.
+
+    Bold where none is more robust for as few passes, or as robust for fewer.
+    """
     setting, found = results["setting"], lines(results)
     main = main_pgd(results)
     value = {
@@ -131,13 +134,17 @@ def contrast(results: Results, pairs: Sequence[tuple[Line, Line]], title: str) -
         for name, of in ((f"PGD accuracy at {eps}", main), ("clean accuracy", clean))
     }
     robust = differences[f"PGD accuracy at {eps}"]
+    often, trainings = (
+        ("every time", f"{len(both)} trainings") if len(both) > 1 else ("once", "1 training")
+    )
     verdict = (
-        "more robust every time" if min(robust) > 0
-        else "less robust every time" if max(robust) < 0
+        f"more robust {often}" if min(robust) > 0
+        else f"less robust {often}" if max(robust) < 0
+        else f"equally robust {often}" if not any(robust)
         else "not the same way every time"
     )  # fmt: skip
     figures = ", ".join(f"{name} {spread(v, signed=True)}" for name, v in differences.items())
-    return f"- {title}: {verdict}. {figures} points, {len(both)} trainings of each.\n"
+    return f"- {title}: {verdict}. {figures} points, {trainings} of each.\n"
 
 
 def against(results: Results, reference: str) -> str:
@@ -164,11 +171,9 @@ def overfitting(results: Results) -> str:
     """PGD after the first, the best and the last epoch, beside FGSM."""
     setting = results["setting"]
     eps = short(setting["main_eps"])
-    rows, counts = [], {}
-    for line in lines(results):
+    rows, found = [], lines(results)
+    for line in found:
         epochs = [row["figures"] for row in line.rows.values()]
-        overfit = sum(f[-1]["fgsm"][0] > OVERFITS * f[-1]["pgd"][0] for f in epochs)
-        counts[line.variant, line.strength] = (overfit, len(epochs))
         rows.append(
             [
                 line.variant,
@@ -179,26 +184,37 @@ def overfitting(results: Results) -> str:
                 spread(f[0]["pgd"][0] for f in epochs),
                 spread(max(each["pgd"][0] for each in f) for f in epochs),
                 spread(f[-1]["pgd"][0] for f in epochs),
-                f"{overfit} of {len(epochs)}",
+                f"{_overfit(line)} of {len(epochs)}",
             ]
         )
     pgd = f"PGD-{setting['pgd_steps']} at {eps}"
     header = ["fine-tuned with", "weight", "passes of a step", "clean", f"FGSM at {eps}"]
     header += [f"{pgd}, {when} epoch" for when in ("first", "best", "last")]
     text = table([*header, "seeds that overfit"], rows)
-    for alone in ("FGSM", "FGSM-RS"):
-        if (alone, 0.0) in counts:
-            text += _stopped(alone, counts)
-    return text
+    return text + "".join(
+        _stopped(line, found) for line in found if line.variant in ("FGSM", "FGSM-RS")
+    )
 
 
-def _stopped(alone: str, counts: dict[tuple[str, float], tuple[int, int]]) -> str:
-    """What overfits in no seed where the attack alone does."""
-    overfit, seeds = counts[alone, 0.0]
-    with_it = {key: n for key, (n, _) in counts.items() if key[0].startswith(f"{alone} + ")}
-    stopped = [f"{name} (weight {strength:g})" for (name, strength), n in with_it.items() if not n]
-    which = ", ".join(stopped) or "none"
-    return f"- {alone} alone overfits in {overfit} of {seeds} seeds; in no seed: {which}.\n"
+def _overfit(line: Line) -> int:
+    """How many seeds have learnt the single step alone."""
+    last = [line.last(seed) for seed in line.rows]
+    return sum(figures["fgsm"][0] > OVERFITS * figures["pgd"][0] for figures in last)
+
+
+def _stopped(alone: Line, found: list[Line]) -> str:
+    """What trains on every seed of the attack alone, and overfits in none."""
+    stopped = [
+        f"{line.variant}, weight {line.strength:g} "
+        f"({spread(line.last(seed)['pgd'][0] for seed in line.rows)})"
+        for line in found
+        if line.variant.startswith(f"{alone.variant} + ") and not _overfit(line)
+        if line.rows.keys() >= alone.rows.keys()
+    ]
+    return (
+        f"- {alone.variant} alone overfits in {_overfit(alone)} of {len(alone.rows)} seeds; in no "
+        f"seed, and with this PGD accuracy in the end: {'; '.join(stopped) or 'none'}.\n"
+    )
 
 
 def shift(results: Results) -> str:

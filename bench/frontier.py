@@ -54,13 +54,19 @@ def smoke(setting: Setting) -> Setting:
 
 
 def check_enough(data: Dataset, setting: Setting) -> None:
-    """Refuse data with fewer images than the figures are said to be of."""
+    """Refuse data of another set, or with fewer images than the figures are said to be of."""
+    channels = {"mnist": 1, "cifar10": 3}[setting.set]
+    if data.shape[0] != channels:
+        raise ValueError(
+            f"check_enough: data must be images of {setting.set}, of {channels} channel(s), "
+            f"got {data.shape[0]}"
+        )
     needed = (setting.train + setting.validation, setting.test)
     found = (len(data.x_train), len(data.x_test))
     if found[0] < needed[0] or found[1] < needed[1]:
         raise ValueError(
-            f"frontier: data must hold at least {needed[0]} training and {needed[1]} test images, "
-            f"got {found[0]} and {found[1]}"
+            f"check_enough: data must hold at least {needed[0]} training and {needed[1]} test "
+            f"images, got {found[0]} and {found[1]}"
         )
 
 
@@ -209,11 +215,11 @@ class Results:
             try:
                 found = dict(json.loads(path.read_text()))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"frontier: {path} must hold results, got {error!r}") from error
+                raise ValueError(f"Results: {path} must hold results, got {error!r}") from error
             for key, value in self.head.items():
                 if found.get(key) != value:
                     raise ValueError(
-                        f"frontier: {path} must be of the same {key} to go on with, "
+                        f"Results: {path} must be of the same {key} to go on with, "
                         f"{_difference(found.get(key), value)}; move it away to begin anew"
                     )
             self.rows = found["rows"]
@@ -271,11 +277,15 @@ def train(
     left = [task for task in tasks if not results.has(*task)]
     futures: list[Future[Row]] = [pool.submit(_trained, *task) for task in left]
     with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="training") as bar:
-        for future in as_completed(futures):
-            row = future.result()
-            results.append(row)
-            bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
-            bar.update()
+        try:
+            for future in as_completed(futures):
+                row = future.result()
+                results.append(row)
+                bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
+                bar.update()
+        finally:  # after an error nothing more would be written
+            for future in futures:
+                future.cancel()
 
 
 def run(setting: Setting, data: Dataset, results: Results, workers: int, only: list[str]) -> None:

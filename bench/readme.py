@@ -504,7 +504,7 @@ def experiment(name: str, says: Callable[[dict[str, Any]], str]) -> Callable[[],
 
     def section() -> str:
         results = read(f"experiments-{name}")
-        if results is None:
+        if results is None or not experiments_page.lines(results):
             return NOT_MEASURED
         return experiments_page.setting(results) + made(results) + says(results)
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -187,12 +188,13 @@ def call(monkeypatch, *arguments):
     experiments.main()
 
 
-def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
+def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch, capsys):
     asked = []
 
     def trained(*task):
         asked.append(task)
-        return dict(zip(("kind", "method", "strength", "seed"), task, strict=True))
+        row = dict(zip(("kind", "method", "strength", "seed"), task, strict=True))
+        return {"study": "cure", **row}
 
     monkeypatch.setattr(frontier, "_trained", trained)
     monkeypatch.setattr(experiments, "announce", lambda *_: None)
@@ -209,6 +211,27 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
     assert {task[1] for task in asked[len(tasks) :]} == {"full", "every 8"}
     assert len(asked) == len(tasks) + 2
     assert len(json.loads(output.read_text())["rows"]) == len(tasks)
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "shift", *arguments[1:])
+    assert (
+        "results.json must be of shift to go on with, got cure; move it" in capsys.readouterr().err
+    )
+
+
+def test_after_an_error_nothing_more_is_trained(tmp_path, monkeypatch):
+    begun = []
+
+    def trained(*task):
+        begun.append(task)
+        time.sleep(0.01)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(frontier, "_trained", trained)
+    tasks = experiments.tasks(experiments.study_of("cure", small=False))
+    results = frontier.Results(tmp_path / "results.json", methods.MNIST, "")
+    with pytest.raises(RuntimeError, match="no memory"), ThreadPoolExecutor(1) as pool:
+        frontier.train(pool, tasks, results)
+    assert len(begun) < len(tasks) / 2
 
 
 def test_it_runs_from_the_command_line(tmp_path):
@@ -248,6 +271,9 @@ def trainings(study, name, *pgd):
         ((0.5, 0.7), "more robust every time. PGD accuracy at 0.1 +10.0 (+10.0 to +10.0)"),
         ((0.3, 0.5), "less robust every time"),
         ((0.3, 0.7), "not the same way every time"),
+        ((0.4, 0.7), "not the same way every time"),
+        ((0.4, 0.6), "equally robust every time. PGD accuracy at 0.1 +0.0 (+0.0 to +0.0)"),
+        ((0.5,), "more robust once. PGD accuracy at 0.1 +10.0, clean accuracy +0.0 points, 1 trai"),
     ],
 )
 def test_the_verdict_is_over_all_seeds(pgd, verdict):
@@ -263,16 +289,51 @@ def test_a_seed_overfits_where_one_step_says_nothing():
     rows = trainings("overfitting", "FGSM", 0.1, 0.3)
     for row in rows:
         row["strength"] = 0.0
-    rows += trainings("overfitting", "FGSM + CURE", 0.3, 0.3)
+    rows += trainings("overfitting", "FGSM + CURE", 0.3, 0.4)
+    rows += trainings("overfitting", "FGSM + GradAlign", 0.3)  # its other seed failed
     shown = experiments_page.overfitting({"setting": setting, "rows": rows})
-    assert "FGSM alone overfits in 1 of 2 seeds; in no seed: FGSM + CURE (weight 1)." in shown
+    assert (
+        "FGSM alone overfits in 1 of 2 seeds; in no seed, and with this PGD accuracy in the end: "
+        "FGSM + CURE, weight 1 (35.0% (30.0 to 40.0))." in shown
+    )
+
+
+def test_the_norm_is_not_judged_beside_its_square():
+    setting = {"eps": [0.1], "main_eps": 0.1, "pgd_steps": 20, "epochs": 1}
+    names = ("ReLU, first order, batch", "ReLU, first order, eval", "ReLU, authors' structure")
+    rows = [row for name in names for row in trainings("batch-statistics", name, 0.5)]
+    for row in rows:
+        row["strength"] = 0.1
+    shown = experiments_why.batch_statistics({"setting": setting, "rows": rows})
+    assert "ReLU, eval mode against batch statistics: " in shown
+    assert "authors' structure against" not in shown
+
+
+@pytest.mark.parametrize(("norm", "penalty", "says"), [(0.9, 0.5, "Yes"), (1.1, 1.2, "No")])
+def test_what_has_grown_is_not_said_to_shrink(norm, penalty, says):
+    factors = {
+        ("ReLU, first order, eval", 0.1): {"norm": norm, "eval": penalty, "batch": 2.0},
+        ("ReLU, first order, batch", 0.1): {"norm": 1.2, "eval": 1.0, "batch": 1.0},
+    }
+    shown = experiments_why.hypothesis({}, factors)
+    assert f"- {says}: training in eval mode shrinks the weights more" in shown
+    assert f"- {says}: it lowers the penalty in eval mode more" in shown
+
+
+def test_a_study_without_a_finished_training_is_not_measured_yet(monkeypatch):
+    readme = importlib.import_module("readme")
+    failed = {"study": "cure", "kind": "trained", "method": "full", "strength": 0.5, "seed": 0}
+    content = {"rows": [{**failed, "failed": "nan"}], "setting": {}}
+    monkeypatch.setattr(readme, "read", lambda name: content)
+    assert readme.SECTIONS["experiments_cure"]() == readme.NOT_MEASURED
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("cure", "--data", "none.npz"), "cure is for mnist; give the path of an .npz file"),
-        (("cure", "--data", "{few}"), "at least 6000 training"),
+        (("cure", "--data", "{few}"), "check_enough: data must hold at least 6000 training"),
+        (("cure-cifar10", "--data", "{few}"), "images of cifar10, of 3 channel(s), got 1"),
         (("cure", "--data", "{few}", "--workers", "0"), "--workers must be at least 1, got 0"),
         (("sure", "--data", "{few}"), "invalid choice: 'sure'"),
     ],

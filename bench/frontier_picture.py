@@ -170,7 +170,7 @@ def draw(content: Content, path: Path) -> None:
     )  # fmt: skip
     axes.set_xlabel("cost of fine-tuning, in plain training steps (measured)")
     axes.set_ylabel(
-        f"accuracy under PGD-{setting['pgd_steps']} at eps {setting['main_eps']:.3g} (%)"
+        f"accuracy under PGD-{setting['pgd_steps']} at eps {short(setting['main_eps'])} (%)"
     )
     axes.set_title(data_title(content))
     axes.grid(alpha=0.3)
@@ -188,7 +188,7 @@ def draw(content: Content, path: Path) -> None:
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0.69, 0.95), fontsize=8, frameon=False
     )
-    figure.canvas.draw()  # so that the numbers can be placed in pixels
+    figure.draw_without_rendering()  # so that points have their pixels
     place_numbers(axes, lines)
     with rc_context({"svg.hashsalt": "frontier"}):
         save(figure, path)
@@ -255,4 +255,4 @@ def save(figure: Any, path: Path) -> None:
 
     for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
         with atomic_path(path.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, dpi=150, metadata=metadata)
+            figure.savefig(temporary, dpi=150, metadata=metadata, bbox_inches="tight")

@@ -215,6 +215,34 @@ def test_every_share_has_the_interval_of_its_images():
     assert found.apgd == (0.86, *wilson_interval(43, 50))
 
 
+def test_no_name_is_cut_off_the_picture(tmp_path):
+    from frontier_picture import draw
+    from matplotlib.image import imread
+
+    widths = []
+    for name in ("CURE", "CURE" * 30):
+        draw(content((name, "penalty", None, 4.0, 86)), tmp_path / "frontier.json")
+        widths.append(imread(tmp_path / "frontier.png").shape[1])
+    assert widths[1] > 1.3 * widths[0]
+
+
+def test_numbers_in_the_picture_do_not_lie_on_each_other(tmp_path, monkeypatch):
+    import frontier_picture
+    from matplotlib.text import Text
+
+    figures = []
+    monkeypatch.setattr(frontier_picture, "save", lambda figure, path: figures.append(figure))
+    near = [(f"CURE {i}", "penalty", None, 4 + 0.02 * i, 80 + i % 2) for i in range(8)]
+    far = [("no penalty", "plain", None, 1.0, 10), ("PGD-7", "attack", None, 8.0, 90)]
+    frontier_picture.draw(content(*near, *far), tmp_path / "frontier.json")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    # Of the text alone, without the line to its point.
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
+    assert len(boxes) == 10
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_the_table_has_the_intervals():
     from readme import frontier_table
 

@@ -270,12 +270,16 @@ def train(
     """Train what the results do not have yet; each is written when it is done."""
     left = [task for task in tasks if not results.has(*task)]
     futures: list[Future[Row]] = [pool.submit(_trained, *task) for task in left]
-    with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="training") as bar:
-        for future in as_completed(futures):
-            row = future.result()
-            results.append(row)
-            bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
-            bar.update()
+    try:
+        with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="training") as bar:
+            for future in as_completed(futures):
+                row = future.result()
+                results.append(row)
+                bar.set_postfix_str(f"{row['method']} {row['strength']:g}")
+                bar.update()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # leaving the pool waits for all else
+        raise
 
 
 def run(setting: Setting, data: Dataset, results: Results, workers: int, only: list[str]) -> None:
@@ -370,9 +374,11 @@ def main() -> None:
     begun = time.perf_counter()
     run(setting, data, results, arguments.workers, only)
     content = json.loads(path.read_text())
-    for line in summary(content):
+    lines = summary(content)
+    width = max(len(line.method) for line in lines)
+    for line in lines:
         print(
-            f"{line.method:<26}{line.strength:>8g}{line.cost:>9.0f}{line.clean.mean:>8.3f}"
+            f"{line.method:<{width}}{line.strength:>8g}{line.cost:>9.0f}{line.clean.mean:>8.3f}"
             f"{line.main:>8.3f}{'  on the edge' if line.on_edge else ''}"
         )
     if not only:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,6 +87,25 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
     assert asked == tasks
     rows = frontier.Results(tmp_path / "f.json", MNIST, "").rows
     assert sorted(row["strength"] for row in rows) == [1.0, 2.0, 3.0]
+
+
+def test_an_error_does_not_wait_for_the_trainings_behind_it(tmp_path, monkeypatch):
+    import frontier
+    from frontier_methods import MNIST
+
+    begun = []
+
+    def trained(*task):
+        begun.append(task)
+        time.sleep(0.2)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(frontier, "_trained", trained)
+    tasks = [("search", "GN", float(strength), 0) for strength in range(9)]
+    results = frontier.Results(tmp_path / "f.json", MNIST, "")
+    with pytest.raises(RuntimeError, match="no memory"), ThreadPoolExecutor(1) as pool:
+        frontier.train(pool, tasks, results)
+    assert len(begun) < len(tasks)
 
 
 def test_results_of_another_setting_are_refused(tmp_path):
@@ -266,6 +286,29 @@ def test_claims_are_judged_by_the_figures(cure, expected):
         )
     )
     assert [holds for _, holds in found] == expected
+
+
+def test_one_point_less_is_within_one_point():
+    from frontier_picture import claims
+
+    rights = (13, 12)  # of 100: in floats, 0.13 - 0.01 is more than 0.12
+    goal, ours = (
+        content(("PGD-7", "attack", None, 7.0, rights[0])),
+        content(("CURE", "penalty", None, 3.0, rights[1])),
+    )
+    goal["rows"] += ours["rows"]
+    ((text, holds),) = claims(goal)
+    assert "0.429 of its cost" in text
+    assert holds
+
+
+def test_strengths_at_an_end_of_the_grid_are_named():
+    from frontier_picture import at_an_end
+
+    found = content(("GN", "penalty", None, 2.0, 80), ("CURE", "penalty", None, 4.0, 86))
+    for method, grid in (("GN", (1.0, 2.0, 3.0)), ("CURE", (0.5, 1.0, 2.0)), ("LLR", (1.0, 2.0))):
+        found["rows"] += [{"kind": "search", "method": method, "strength": s} for s in grid]
+    assert at_an_end(found) == ["GN (1)"]
 
 
 def test_more_seeds_are_no_more_test_images():

@@ -362,12 +362,7 @@ def main() -> None:
         data = load(arguments.data)
         check_enough(data, setting)
         results = Results(path, setting, arguments.note)
-    except FileNotFoundError as error:
-        parser.error(
-            f"{error}: give the path of an .npz file with x_train, y_train, x_test and y_test, or "
-            f"--data {arguments.set}, which torchvision downloads (robustkern[data])"
-        )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
     only = ["no penalty", *arguments.only] if arguments.only else []

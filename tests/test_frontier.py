@@ -131,8 +131,8 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     message = capsys.readouterr().err
-    assert "none.npz does not exist" in message
-    assert "--data mnist, which torchvision downloads" in message
+    assert "none.npz does not exist; give an .npz file with x_train, y_train, x_test" in message
+    assert "or a name: digits, mnist" in message
 
 
 @pytest.mark.parametrize("wrong", ["few", "damaged"])

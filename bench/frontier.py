@@ -368,21 +368,18 @@ def main() -> None:
         data = load(arguments.data)
         check_enough(data, setting)
         results = Results(path, setting, arguments.note)
-    except FileNotFoundError as error:
-        parser.error(
-            f"{error}: give the path of an .npz file with x_train, y_train, x_test and y_test, or "
-            f"--data {arguments.set}, which torchvision downloads (robustkern[data])"
-        )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
     only = ["no penalty", *arguments.only] if arguments.only else []
     begun = time.perf_counter()
     run(setting, data, results, arguments.workers, only)
     content = json.loads(path.read_text())
-    for line in summary(content):
+    lines = summary(content)
+    width = max(len(line.method) for line in lines)
+    for line in lines:
         print(
-            f"{line.method:<26}{line.strength:>8g}{line.cost:>9.0f}{line.clean.mean:>8.3f}"
+            f"{line.method:<{width}}{line.strength:>8g}{line.cost:>9.0f}{line.clean.mean:>8.3f}"
             f"{line.main:>8.3f}{'  on the edge' if line.on_edge else ''}"
         )
     if not only:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from recipe_runs import Setting, recipe_of
+from recipe_runs import AUTHORS, Setting, recipe_of
 
 from robustkern.training.report import percent, table
 
@@ -31,7 +31,11 @@ class Table:
     eps: tuple[int, ...]  # in 255ths
     rows: dict[str, Paper]
     distance: bool = False  # of the nearest adversarial images too
-    times: bool = False  # in those of the authors' structure and of PGD-7 too
+    times: bool = False  # in those of the authors' structure, if that has a row, and of PGD-7 too
+
+    @property
+    def times_of_authors(self) -> bool:
+        return self.times and any(recipe in AUTHORS for recipe in self.rows)
 
     def radii(self, reduced: bool) -> tuple[int, ...]:
         """The paper's, behind a smaller one in a reduced run, in 255ths."""
@@ -111,8 +115,10 @@ def shown_table(
     if shown.distance:
         header += ["median L2, paper", "median L2"]
     header += ["training", "passes forward, backward"]
+    if shown.times_of_authors:
+        header += ["in the time of the authors' structure"]
     if shown.times:
-        header += ["in the time of the authors' structure", "with its start, in the time of PGD-7"]
+        header += ["with its start, in the time of PGD-7"]
 
     def cell(row: dict[str, Any], key: str) -> str:
         return percent(row[key]) + mark if key in row else ""
@@ -130,12 +136,17 @@ def shown_table(
         if shown.distance:
             line += [paper.distance, distance(row, mark)]
         line += training(row, setting) if "seconds" in row else ["", ""]
+        if shown.times_of_authors:
+            line += [times(ratio(recipe, "authors-cure", rows, whole=False), mark)]
         if shown.times:
-            ratios = [ratio(recipe, "authors-cure", rows, whole=False)]
-            ratios += [ratio(recipe, "pgd", rows, whole=True)]
-            line += ["" if math.isnan(found) else f"{found:.2f}{mark}" for found in ratios]
+            line += [times(ratio(recipe, "pgd", rows, whole=True), mark)]
         lines.append(line)
     return f"{shown.title}\n\n{table(header, lines)}"
+
+
+def times(found: float, mark: str) -> str:
+    """A ratio of times; nothing where one is missing."""
+    return "" if math.isnan(found) else f"{found:.2f}{mark}"
 
 
 def distance(row: dict[str, Any], mark: str) -> str:

@@ -49,6 +49,14 @@ def main() -> int:
     if arguments.data:
         given["data"] = arguments.data
     try:
+        strange = [name for name in arguments.only or () if name not in shown.rows]
+        if strange:
+            raise ValueError(
+                f"--only must name recipes of the table: {', '.join(shown.rows)}, "
+                f"got {', '.join(strange)}"
+            )
+        if arguments.autoattack < 0:
+            raise ValueError(f"--autoattack must not be negative, got {arguments.autoattack}")
         figures = shown.figures(arguments.reduced, arguments.autoattack)
         recipes = with_starts(arguments.only or list(shown.rows))
         runs = Runs(

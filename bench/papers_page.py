@@ -49,7 +49,7 @@ def measured(
         ", ".join(dict.fromkeys(form.format(row[key]) for row in rows.values()))
         for key, form in (("command", "`{}`"), ("commit", "{:.12}"))
     )
-    where = p.get("gpu", p["machine"])
+    where = p["machine"] if setting.reduced else p.get("gpu", p["machine"])
     return (
         f"{shown_table(shown, list(shown.rows), rows, setting)}\n\n"
         f"{where}, {p['threads']} threads, torch {p['torch']}, Python {p['python']}, "

@@ -14,7 +14,7 @@ import analysis_page
 import experiments_page
 import experiments_why
 import papers_page
-from frontier_picture import claims, data_title, short, summary
+from frontier_picture import at_an_end, claims, data_title, short, summary
 
 from robustkern.evaluation import verdict
 
@@ -455,6 +455,7 @@ def frontier(name: str) -> Callable[[], str]:
         setting, rows = results["setting"], results["rows"]
         steps = setting["clean_epochs"] * -(-setting["train"] // setting["batch_size"])
         failed = {r["method"] for r in rows if r["kind"] == "final" and "failed" in r}
+        ends = at_an_end(results)
         where = f"../bench/results/frontier-{name}"
         return (
             f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "
@@ -464,6 +465,7 @@ def frontier(name: str) -> Callable[[], str]:
             f"images, among those that cost at most {100 * setting['margin']:g} points of clean "
             "accuracy. "
             + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
+            + (f"At an end of the strengths tried: {', '.join(ends)}. " if ends else "")
             + made(results)
             + f"\n![PGD accuracy against cost]({where}.png)\n"
             + frontier_table(results, edge_only=False)

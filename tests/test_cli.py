@@ -86,7 +86,8 @@ def test_a_factory_in_the_working_directory(tmp_path, monkeypatch):
     [
         (
             ["--data", "none.npz"],
-            "robustkern train: error: load: data file none.npz does not exist",
+            "robustkern train: error: load: data file none.npz does not exist; give an .npz file "
+            "with x_train, y_train, x_test, y_test, or a name: digits, mnist, cifar10, svhn",
         ),
         (
             ["--lr", "fast"],
@@ -125,7 +126,7 @@ def test_sgr_learns_from_an_attack(tmp_path):
 
 
 def test_debug_raises_the_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^load: data file none.npz does not exist$"):
+    with pytest.raises(FileNotFoundError, match=r"^load: data file none.npz does not exist"):
         main(train_arguments(tmp_path, "--data", "none.npz", "--debug"))
 
 

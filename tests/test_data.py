@@ -128,7 +128,10 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     path = tmp_path / "none.npz"
-    message = f"load: data file {path} does not exist"
+    message = (
+        f"load: data file {path} does not exist; give an .npz file with x_train, y_train, x_test, "
+        "y_test, or a name: digits, mnist, cifar10, svhn"
+    )
     with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
         load(str(path))
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,6 +89,25 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
     assert sorted(row["strength"] for row in rows) == [1.0, 2.0, 3.0]
 
 
+def test_an_error_does_not_wait_for_the_trainings_behind_it(tmp_path, monkeypatch):
+    import frontier
+    from frontier_methods import MNIST
+
+    begun = []
+
+    def trained(*task):
+        begun.append(task)
+        time.sleep(0.2)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(frontier, "_trained", trained)
+    tasks = [("search", "GN", float(strength), 0) for strength in range(9)]
+    results = frontier.Results(tmp_path / "f.json", MNIST, "")
+    with pytest.raises(RuntimeError, match="no memory"), ThreadPoolExecutor(1) as pool:
+        frontier.train(pool, tasks, results)
+    assert len(begun) < len(tasks)
+
+
 def test_results_of_another_setting_are_refused(tmp_path):
     from frontier import Results
     from frontier_methods import MNIST
@@ -111,8 +131,8 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     message = capsys.readouterr().err
-    assert "none.npz does not exist" in message
-    assert "--data mnist, which torchvision downloads" in message
+    assert "none.npz does not exist; give an .npz file with x_train, y_train, x_test" in message
+    assert "or a name: digits, mnist" in message
 
 
 @pytest.mark.parametrize("wrong", ["few", "damaged"])
@@ -215,6 +235,34 @@ def test_every_share_has_the_interval_of_its_images():
     assert found.apgd == (0.86, *wilson_interval(43, 50))
 
 
+def test_no_name_is_cut_off_the_picture(tmp_path):
+    from frontier_picture import draw
+    from matplotlib.image import imread
+
+    widths = []
+    for name in ("CURE", "CURE" * 30):
+        draw(content((name, "penalty", None, 4.0, 86)), tmp_path / "frontier.json")
+        widths.append(imread(tmp_path / "frontier.png").shape[1])
+    assert widths[1] > 1.3 * widths[0]
+
+
+def test_numbers_in_the_picture_do_not_lie_on_each_other(tmp_path, monkeypatch):
+    import frontier_picture
+    from matplotlib.text import Text
+
+    figures = []
+    monkeypatch.setattr(frontier_picture, "save", lambda figure, path: figures.append(figure))
+    near = [(f"CURE {i}", "penalty", None, 4 + 0.02 * i, 80 + i % 2) for i in range(8)]
+    far = [("no penalty", "plain", None, 1.0, 10), ("PGD-7", "attack", None, 8.0, 90)]
+    frontier_picture.draw(content(*near, *far), tmp_path / "frontier.json")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    # Of the text alone, without the line to its point.
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
+    assert len(boxes) == 10
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_the_table_has_the_intervals():
     from readme import frontier_table
 
@@ -238,6 +286,29 @@ def test_claims_are_judged_by_the_figures(cure, expected):
         )
     )
     assert [holds for _, holds in found] == expected
+
+
+def test_one_point_less_is_within_one_point():
+    from frontier_picture import claims
+
+    rights = (13, 12)  # of 100: in floats, 0.13 - 0.01 is more than 0.12
+    goal, ours = (
+        content(("PGD-7", "attack", None, 7.0, rights[0])),
+        content(("CURE", "penalty", None, 3.0, rights[1])),
+    )
+    goal["rows"] += ours["rows"]
+    ((text, holds),) = claims(goal)
+    assert "0.429 of its cost" in text
+    assert holds
+
+
+def test_strengths_at_an_end_of_the_grid_are_named():
+    from frontier_picture import at_an_end
+
+    found = content(("GN", "penalty", None, 2.0, 80), ("CURE", "penalty", None, 4.0, 86))
+    for method, grid in (("GN", (1.0, 2.0, 3.0)), ("CURE", (0.5, 1.0, 2.0)), ("LLR", (1.0, 2.0))):
+        found["rows"] += [{"kind": "search", "method": method, "strength": s} for s in grid]
+    assert at_an_end(found) == ["GN (1)"]
 
 
 def test_more_seeds_are_no_more_test_images():

@@ -126,6 +126,29 @@ def test_a_row_that_is_not_compiled_says_so(papers, recipe_runs):
         assert shown == [text, "5, 6"]
 
 
+def test_a_table_without_the_authors_structure_has_no_column_for_it(papers, recipe_runs):
+    import paper_tables
+
+    setting = recipe_runs.Setting("", reduced=False, fast=False, note="")
+    for name, there in (("cure", True), ("cure-svhn", False)):
+        shown = paper_tables.shown_table(papers.TABLES[name], list(RECIPES), {}, setting)
+        assert ("in the time of the authors' structure" in shown) == there
+        assert "in the time of PGD-7" in shown
+
+
+def test_a_reduced_run_names_the_processor_it_ran_on(papers, recipe_runs):
+    import paper_tables
+    import papers_page
+
+    provenance = {"machine": "a processor", "gpu": "a GPU", "threads": 2, "torch": "", "python": ""}
+    row = {"command": "python", "commit": "0"}
+    for reduced, where in ((True, "a processor"), (False, "a GPU")):
+        setting = recipe_runs.Setting("", reduced=reduced, fast=False, note="")
+        table = paper_tables.TABLES["cure"]
+        text = papers_page.measured(table, provenance, setting, {"clean-resnet18-svhn": row})
+        assert f"\n\n{where}, 2 threads" in text
+
+
 def test_times_are_in_those_of_the_same_network(papers):
     import paper_tables
 
@@ -187,13 +210,19 @@ def test_too_little_time_for_any_epoch_is_named(call, recipe_runs, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"data": "none.npz"}, "load: data file .* does not exist"),
-        ({"only": "none"}, "train: recipe must be one of .*, got none"),
+        ({"data": "none.npz"}, "load: data file .* does not exist; give an .npz file with .*"),
+        (
+            {"only": "tv-resnext34-cifar10"},
+            "--only must name recipes of the table: .*, authors-cure-resnet18-cifar10, .*, "
+            "got tv-resnext34-cifar10",
+        ),
+        ({"autoattack": "-1"}, "--autoattack must not be negative, got -1"),
     ],
 )
 def test_errors_are_named(call, arguments, message):
     only = arguments.get("only", "clean-resnet18-cifar10")
-    status, printed, rows = call("cure", "--only", only, data=arguments.get("data", "images.npz"))
+    images, data = arguments.get("autoattack", "0"), arguments.get("data", "images.npz")
+    status, printed, rows = call("cure", "--only", only, "--autoattack", images, data=data)
     assert (status, rows) == (2, [])
     assert re.fullmatch(f"bench/papers.py: error: {message}\n", printed)
 

@@ -324,6 +324,12 @@ def test_the_naive_cure_refuses_what_the_authors_do_not_compute(small, more):
         NaiveCURETrainer(network(), small, ScheduledPenalty([spec], (1, 8, 8)))
 
 
+def test_the_naive_cure_refuses_scaled_losses(small):
+    penalty = ScheduledPenalty([{"name": "cure", "norm": True}], (1, 8, 8))
+    with pytest.raises(ValueError, match=r"^NaiveCURETrainer: precision must not be float16"):
+        NaiveCURETrainer(network(), small, penalty, precision="float16")
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_trainer_goes_on_bit_for_bit(small, precision):
     def trainer():
@@ -497,6 +503,31 @@ def test_a_run_that_cannot_go_on_is_named_and_left_alone(tmp_path, case):
     with pytest.raises((ValueError, FileNotFoundError), match=f"^{re.escape(message)}$"):
         train(options(tmp_path / "run", **changes), resume=resume)
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_goes_on_with_the_trainer_that_began_it(tmp_path):
+    run = Options(
+        train_size=64,
+        test_size=20,
+        epochs=1,
+        penalties=[{"name": "cure", "norm": True}],
+        output=str(tmp_path),
+        device="cpu",
+    )
+    train(run, trainer_type=NaiveCURETrainer)
+    more = dataclasses.replace(run, epochs=2)
+    message = "train: trainer_type must be what the resumed run was made with, NaiveCURETrainer"
+    with pytest.raises(ValueError, match=f"^{message}, got Trainer$"):
+        train(more, resume=True)
+    log = load_checkpoint(train(more, resume=True, trainer_type=NaiveCURETrainer))["log"]
+    assert [epoch["forward_passes"] for epoch in log] == [5, 5]
+
+
+@pytest.mark.parametrize("wrong", ["naive", Dataset])
+def test_a_trainer_type_that_is_none_is_refused(tmp_path, wrong):
+    with pytest.raises(TypeError, match=r"^train: trainer_type must be Trainer or a kind of it"):
+        train(Options(output=str(tmp_path / "run")), trainer_type=wrong)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_runs_are_named(tmp_path):

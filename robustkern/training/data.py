@@ -141,7 +141,10 @@ def _torchvision(name: str, folder: Path) -> Dataset:
 
 def _npz(path: Path) -> Dataset:
     if not path.is_file():
-        raise FileNotFoundError(f"load: data file {path} does not exist")
+        raise FileNotFoundError(
+            f"load: data file {path} does not exist; give an .npz file with "
+            f"{', '.join(_NPZ_KEYS)}, or a name: {', '.join(NAMES)}"
+        )
     try:
         # Opened here, since np.load leaves a file open that turns out to be no archive.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

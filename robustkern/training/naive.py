@@ -19,10 +19,11 @@ class NaiveCURETrainer(Trainer):
         model: as for `Trainer`.
         data: the images.
         penalty: CURE by the authors' formula, which is the norm, along the sign.
-        **options: of `Trainer`.
+        **options: of `Trainer`. The penalty's passes are in eval mode whatever `batch_norm` says,
+            and there is no `shift`.
 
     Raises:
-        ValueError: another penalty, or an option out of range.
+        ValueError: another penalty, float16, or an option out of range.
     """
 
     def __init__(
@@ -33,6 +34,11 @@ class NaiveCURETrainer(Trainer):
             raise ValueError(
                 "NaiveCURETrainer: penalty must be the norm of CURE along the sign, not anchored, "
                 f"got {cure}"
+            )
+        if options.get("precision") == "float16":
+            raise ValueError(
+                "NaiveCURETrainer: precision must not be float16, whose losses are scaled, "
+                "got float16"
             )
         super().__init__(model, data, penalty, **options)
         self._cure = cure

@@ -79,7 +79,7 @@ def train(
     Args:
         options: of the run.
         resume: go on from the checkpoint in the output folder. The options must be those it was
-            made with; `epochs` may be raised.
+            made with, and `trainer_type`; `epochs` may be raised.
         seconds: of the call. Once there is an epoch, begin none that would last beyond that, if it
             took as long as the longest before it; `resume` goes on with the rest.
         trainer_type: what takes the steps, such as `robustkern.training.naive.NaiveCURETrainer`.
@@ -89,10 +89,13 @@ def train(
 
     Raises:
         OSError: the output folder cannot be written to.
+        TypeError: `trainer_type` is no kind of `Trainer`.
         ValueError: an option out of range, a damaged file, or, without `resume`, an output folder
             that already holds a run.
     """
     begin = time.perf_counter()
+    if not (isinstance(trainer_type, type) and issubclass(trainer_type, Trainer)):
+        raise TypeError(f"train: trainer_type must be Trainer or a kind of it, got {trainer_type}")
     if options.epochs < 1:
         raise ValueError(f"train: epochs must be at least 1, got {options.epochs}")
     folder = output_folder(options.output, "train")
@@ -105,6 +108,12 @@ def train(
         )
     if saved is not None:
         _check_same(options, saved["options"])
+        made_by = saved.get("trainer_type", trainer_type.__name__)  # older ones do not say
+        if trainer_type.__name__ != made_by:
+            raise ValueError(
+                f"train: trainer_type must be what the resumed run was made with, {made_by}, "
+                f"got {trainer_type.__name__}"
+            )
     data = load(options.data, options.data_folder).first(options.train_size, options.test_size)
     torch.manual_seed(options.seed)
     arguments, model = _network(options, data, saved)
@@ -160,6 +169,7 @@ def train(
             "options": plain,
             "model": arguments,
             "trainer": trainer.state_dict(),
+            "trainer_type": trainer_type.__name__,
             "log": log,
         }
         save_checkpoint(path, content)

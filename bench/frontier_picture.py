@@ -150,6 +150,21 @@ def claims(content: Content) -> list[tuple[str, bool]]:
             f"within one point is asked; it takes {share:.3f} of the time, at most 0.6 is asked"
         )
         found.append((text, within_a_point(ours, naive) and share <= 0.6))
+        forms = [
+            line
+            for line in lines.values()
+            if line.family == "penalty" and "CURE" in line.method and within_a_point(line, naive)
+        ]
+        text = "no form of CURE comes within one point of its authors' structure"
+        if forms:
+            best = min(forms, key=lambda line: line.cost)
+            share = best.step / naive.step
+            text = (
+                f"the cheapest form of CURE within one point of its authors' structure, "
+                f"{best.method}, {100 * best.main:.1f}%, takes {share:.3f} of the time, at most "
+                "0.6 is asked"
+            )
+        found.append((text, bool(forms) and share <= 0.6))
     pairs = [(lines[n.naive_of], n) for n in lines.values() if n.naive_of in lines]
     if pairs:
         beaten = [f"{ours.method} by {n.method}" for ours, n in pairs if dominates(n, ours)]

@@ -64,7 +64,7 @@ def test_every_method_is_trained_timed_and_drawn(output):
     lines = summary(content)
     assert {line.method for line in lines} == expected
     assert any(line.on_edge for line in lines)
-    assert len(claims(content)) == 3
+    assert len(claims(content)) == 4
     for name in ("frontier.png", "frontier.svg", "frontier-steps.png", "frontier-steps.svg"):
         assert (output.parent / name).stat().st_size
 
@@ -272,8 +272,8 @@ def test_the_table_has_the_intervals():
 
 @pytest.mark.parametrize(
     ("cure", "expected"),
-    [((3.0, 89), [True, True, True]), ((6.0, 88), [False, False, True]),
-     ((9.0, 70), [False, False, False]), ((3.0, 70), [False, False, True])],
+    [((3.0, 89), [True, True, True, True]), ((6.0, 88), [False, False, False, True]),
+     ((9.0, 70), [False, False, False, False]), ((3.0, 70), [False, False, False, True])],
 )  # fmt: skip
 def test_claims_are_judged_by_the_figures(cure, expected):
     from frontier_picture import claims

@@ -21,7 +21,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -165,15 +165,19 @@ class Bench:
             ),
         }
 
-    def step_times(self, rounds: int, compiled: bool) -> dict[str, list[float]]:
-        """Seconds of a step of every method, in turn, round after round.
+    def step_times(
+        self, names: Iterable[str], rounds: int, compiled: bool
+    ) -> dict[str, list[float]]:
+        """Seconds of a step of each method, in turn, round after round.
 
         Args:
+            names: of the methods.
             rounds: after one that warms up.
             compiled: the compiled methods too; where there is no compiler they have no times.
         """
         runs, times = {}, {}
-        for name, method in self.methods.items():
+        for name in names:
+            method = self.methods[name]
             if method.compiled and not compiled:
                 continue
             run = self.trainer(method, method.grid[len(method.grid) // 2], seed=0)
@@ -306,8 +310,13 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
             for seed in range(setting.seeds)
         ]
         train(pool, final, results)
-    if not any(row["kind"] == "step" for row in results.rows):
-        times = bench.step_times(setting.timing_rounds, compiled=setting.timing_rounds > 1)
+    timed = {row["method"] for row in results.rows if row["kind"] == "step"}
+    untimed = [name for name in bench.methods if name not in timed]
+    if untimed:
+        times = bench.step_times(
+            dict.fromkeys(["no penalty", *untimed]), setting.timing_rounds,
+            compiled=setting.timing_rounds > 1,
+        )  # fmt: skip
         plain = times["no penalty"]
         results.append(*(
             {
@@ -318,13 +327,15 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
                 "rounds": len(seconds),
             }
             for name, seconds in times.items()
+            if name not in timed
         ))  # fmt: skip
 
 
 def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     """Say how much there is to do, from one timed step of each method."""
     setting = untrained.setting
-    seconds = {k: statistics.median(v) for k, v in untrained.step_times(1, compiled=False).items()}
+    times = untrained.step_times(untrained.methods, 1, compiled=False)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
     trainings = sum(seconds[m.name] * steps[m.name] * (len(m.grid) + setting.seeds) for m in every)
     plain = seconds["no penalty"] / setting.batch_size

@@ -156,7 +156,8 @@ def methods(setting: Setting) -> list[Method]:
     cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
     gn, tv = penalty("gn"), penalty("tv")
     seldom = penalty("anchored-cure", **formula, every=8)
-    longer = round(5 / 3 * setting.epochs)  # a step of these is cheap
+    # A step of these is cheap.
+    somewhat_longer, longer = round(4 / 3 * setting.epochs), round(5 / 3 * setting.epochs)
     found = [
         Method("no penalty", "plain"),
         Method(
@@ -195,6 +196,9 @@ def methods(setting: Setting) -> list[Method]:
         Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure combined"]),
         Method("FGSM-RS + CURE anchored, every 8th step", "both", seldom, fixed("fgsm-rs"),
                grid=grids["cure combined"]),
+        # Of the two, this one takes at most half of what PGD-7 takes.
+        Method("FGSM-RS + CURE anchored, every 8th step, somewhat longer", "both", seldom,
+               fixed("fgsm-rs"), grid=grids["cure combined"], epochs=somewhat_longer),
         Method("FGSM-RS + CURE anchored, every 8th step, longer", "both", seldom,
                fixed("fgsm-rs"), grid=grids["cure combined"], epochs=longer),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],

@@ -71,13 +71,15 @@ def explanation(results: Results) -> str:
     cosine = ", ".join(f"{activation} {value:.2f}" for activation, value in between.items())
     return (
         "\nIn the clean networks, the penalty's parameter gradient by first order against double "
-        "backward in float64: cosines over shifts, and the ratio of lengths.\n"
+        f"backward in float64: cosines over shifts, and the ratio of lengths at {USUAL:g}, "
+        "which is about what training chooses.\n"
         + table(
             ["activation", "statistics", *(f"shift {s:g}" for s in SHIFTS),
              f"length, {USUAL:g}"],
             agreement,
         )
-        + f"The cosine between the gradients in eval mode and with batch statistics: {cosine}.\n"
+        + "The cosine between the gradients in eval mode and with batch statistics, by double "
+        f"backward: {cosine}.\n"
         "\nHow much of the squared length of that gradient lies along the weights of each output "
         "channel of the convolutions, and how much of this part shrinks them.\n"
         + table(

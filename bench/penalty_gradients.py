@@ -14,7 +14,7 @@ from robustkern.training.data import Dataset
 
 MODES = ("batch", "eval")
 SHIFTS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-USUAL = 1e-3  # the shift of what is not over shifts
+USUAL = 3e-4  # of what is not over shifts: about what training chooses for pixels in [0, 1]
 Gradients = dict[str, Tensor]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import robustkern
 from robustkern.evaluation import evaluating, fgsm
 from robustkern.training.data import Dataset
 
@@ -158,6 +159,13 @@ def test_a_central_difference_agrees_with_double_backward_where_there_are_no_kin
         run.model.double().zero_grad()
         found.append((*run.backward(x, y), flat(run.model)))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
+
+
+def test_the_usual_shift_is_that_of_training():
+    data = images(3)
+    model = experiments.Laboratory("batch-statistics", True, data).clean("ReLU", 0)
+    step = robustkern.backward(model, data.x_train, data.y_train, robustkern.CURE(0.1, 0.5))
+    assert 1 / 1.5 < step.shift.item() / penalty_gradients.USUAL < 1.5
 
 
 def test_what_lies_along_the_weights():

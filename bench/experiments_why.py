@@ -29,6 +29,10 @@ def batch_statistics(results: Results) -> str:
         accuracies(results, "weight")
         + swapped("eval mode against batch statistics", ", eval", ", batch")
         + swapped("first order against double backward", "first order", "double backward")
+        + "".join(
+            swapped(f"shift {at} against the automatic one", f", shift {at}", "")
+            for at in ("0.001", "0.003")
+        )
         + explanation(results)
     )
 

@@ -100,7 +100,7 @@ def _fgsm_rs(eps: float) -> dict[str, Any]:
 def batch_statistics() -> Study:
     """CURE by batch statistics and in eval mode, by first order and by double backward."""
     setting = dataclasses.replace(
-        CIFAR10, grids={}, train=4_000, clean_epochs=6, epochs=3, eps=(2 / 255, 4 / 255), test=1
+        CIFAR10, grids={}, train=3_000, clean_epochs=6, epochs=3, eps=(2 / 255, 4 / 255), test=1
     )
     cure = _penalty("cure", h="0.5")
     variants = []
@@ -119,6 +119,12 @@ def batch_statistics() -> Study:
                     **({"trainer": kind} if kind else {}),
                 )  # fmt: skip
                 variants.append(Variant(method, activation, seeds if relu or not kind else 1))
+    for at in (0.001, 0.003):
+        method = Method(
+            f"ReLU, first order, batch, shift {at:g}", "penalty", cure, grid=(0.1,),
+            options=lambda strength, at=at: {"shift": at},
+        )  # fmt: skip
+        variants.append(Variant(method))
     authors = Method(
         "ReLU, authors' structure", "naive", _penalty("cure", h="0.5", norm=True), grid=(0.1, 0.3),
         trainer=NaiveCURETrainer,
@@ -272,7 +278,10 @@ def kinks() -> Study:
     ways: dict[str, dict[str, Any]] = {
         "double backward": {"trainer": ExactTrainer},
         "first order": {},
-        "first order, shift 0.01": {"options": lambda strength: {"shift": 0.01}},
+        **{
+            f"first order, shift {at:g}": {"options": lambda strength, at=at: {"shift": at}}
+            for at in (0.001, 0.003, 0.01)
+        },
         **{
             f"central, shift {at:g}": {
                 "trainer": CentralTrainer, "options": lambda strength, at=at: {"shift": at},

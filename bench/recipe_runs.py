@@ -110,7 +110,10 @@ class Runs:
 
     def trained(self, recipe: str) -> bool:
         """Train by a recipe as far as the time reaches; is it done?"""
-        if self.row(recipe):
+        options, path = self.options(recipe), self.checkpoint(recipe)
+        kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in PLACES}
+        if row := self.row(recipe):
+            self.check_same(row, kept)
             return True
         if self.left() <= 0:
             return False
@@ -118,8 +121,6 @@ class Runs:
         if start is not None and "error" in self.row(start):
             self.save(recipe, error=f"{start} failed")
             return True
-        options, path = self.options(recipe), self.checkpoint(recipe)
-        kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in PLACES}
         try:
             train(
                 options,
@@ -149,6 +150,17 @@ class Runs:
             clean=log[-1]["clean_accuracy"],
         )
         return True
+
+    def check_same(self, row: dict[str, Any], options: dict[str, Any]) -> None:
+        """Refuse a row that was trained by other options than now."""
+        now = json.loads(json.dumps(options))
+        for name, value in row.get("options", {}).items():
+            if name in now and value != now[name]:
+                raise ValueError(
+                    f"results file {self.path}: {name} of {row['recipe']} must be {now[name]}, as "
+                    f"it is trained now, got {value}; move it away, or name another by "
+                    "--output"
+                )
 
     def data(self, options: Options) -> Dataset:
         return loaded(options.data, options.data_folder).first(
@@ -255,16 +267,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         results = json.loads(path.read_text())
-        made_by, rows = results["provenance"].get("robustkern", "an older one"), results["rows"]
+        of, rows = results["provenance"], results["rows"]
+        made_by = {name: of.get(name, "an older one") for name in ("robustkern", "torch")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"results file {path} must be one that this wrote, got {error!r}"
         ) from error
-    if made_by != PROVENANCE["robustkern"]:
-        raise ValueError(
-            f"results file {path} must be of this version of robustkern, "
-            f"{PROVENANCE['robustkern']}, got {made_by}; move it away, or name another by --output"
-        )
+    for name, version in made_by.items():
+        if version != PROVENANCE[name]:
+            raise ValueError(
+                f"results file {path} must be of this version of {name}, {PROVENANCE[name]}, "
+                f"got {version}; move it away, or name another by --output"
+            )
     return rows
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from robustkern import __version__ as VERSION
 from robustkern.training.recipes import RECIPES
 from robustkern.training.schedules import Schedule
 
@@ -235,6 +236,10 @@ def test_errors_are_named(call, arguments, message):
             "must be of this version of robustkern, .*, got 0.0.1; move it away, or name another",
         ),
         ('{"provenance": {}, "rows": []}', "must be of this version .*, got an older one"),
+        (
+            json.dumps({"provenance": {"robustkern": VERSION, "torch": "1.0"}, "rows": []}),
+            "must be of this version of torch, .*, got 1.0; move it away",
+        ),
         ("[1, 2", "must be one that this wrote"),
         ("[1, 2]", "must be one that this wrote"),
     ],
@@ -244,6 +249,20 @@ def test_results_of_another_version_are_refused(recipe_runs, tmp_path, content, 
     path.write_text(content)
     with pytest.raises(ValueError, match=f"^results file {re.escape(str(path))} {message}"):
         recipe_runs.read_rows(path)
+
+
+def test_rows_of_a_recipe_that_has_changed_are_refused(call, tmp_path):
+    command = ["cure", "--only", "clean-resnet18-cifar10"]
+    call(*command)
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())
+    results["rows"][0]["options"]["train_size"] = 1200
+    path.write_text(json.dumps(results))
+    status, printed, _ = call(*command)
+    assert status == 2
+    assert "train_size of clean-resnet18-cifar10 must be 2000, as it is trained now, got 1200" in (
+        printed
+    )
 
 
 def test_every_recipe_of_a_table_exists_and_has_a_narrow_network(papers, recipe_runs):

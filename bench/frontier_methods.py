@@ -245,7 +245,7 @@ def trainer(
     )
     if method.grad_align:
         attack = options["augmentation"]
-        options["augmentation"] = _aligned(penalty, strength, setting.main_eps, attack)
+        options["augmentation"] = _aligned(penalty, strength, setting.combined_eps, attack)
         options["shift"] = GRAD_ALIGN_SHIFT
     if method.compiled:
         model = torch.compile(model, dynamic=False)

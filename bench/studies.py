@@ -186,7 +186,9 @@ def cure_cifar10() -> Study:
 def overfitting() -> Study:
     """One-step training at an eps at which it collapses, and what may stop it."""
     eps = 0.3
-    setting = dataclasses.replace(MNIST, grids={}, test=1, epochs=8, eps=(eps,), main_eps=eps)
+    setting = dataclasses.replace(
+        MNIST, grids={}, test=1, epochs=8, eps=(eps,), main_eps=eps, combined_eps=eps
+    )
     formula = {"h": str(MNIST.step_length), "norm": True}
     # Of each, a weight at the lower end of what bench/frontier.py searches, and one further up.
     specs = {

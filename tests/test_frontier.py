@@ -266,7 +266,7 @@ def test_numbers_in_the_picture_do_not_lie_on_each_other(tmp_path, monkeypatch):
 def test_the_table_has_the_intervals():
     from readme import frontier_table
 
-    table = frontier_table(content(("CURE", "penalty", None, 4.0, 86)), edge_only=False)
+    table = frontier_table(content(("CURE", "penalty", None, 4.0, 86)))
     assert "| 98.0% (93.0-99.4) | 86.0% (77.9-91.5) | 86.0% (73.8-93.0) |" in table
 
 

@@ -230,6 +230,14 @@ def shift() -> Study:
     """
     eps = MNIST.main_eps
     variants = [Variant(Method("no penalty", "plain"), seeds=2)]
+    for radius in (eps, 0.2):
+        fgsm = Method(
+            f"FGSM, eps {radius:g}", "attack", options=lambda strength, r=radius: _fgsm(r)
+        )
+        start = Method(
+            f"FGSM-RS, eps {radius:g}", "attack", attack=lambda strength, r=radius: _fgsm_rs(r)
+        )
+        variants += [Variant(fgsm, seeds=2), Variant(start, seeds=2)]
     for clamped in (False, True):
         grid = (1.0,) if clamped else (0.5, 1.0, 2.0)
         shifts = {eps / 2**halvings: grid for halvings in (7, 4, 2, 1, 0, -1)}
@@ -240,14 +248,6 @@ def shift() -> Study:
                 options=lambda strength, at=at: {"shift": at}, grid=strengths,
             )  # fmt: skip
             variants.append(Variant(method, seeds=2, clamped=clamped))
-    for radius in (eps, 0.2):
-        fgsm = Method(
-            f"FGSM, eps {radius:g}", "attack", options=lambda strength, r=radius: _fgsm(r)
-        )
-        start = Method(
-            f"FGSM-RS, eps {radius:g}", "attack", attack=lambda strength, r=radius: _fgsm_rs(r)
-        )
-        variants += [Variant(fgsm, seeds=2), Variant(start, seeds=2)]
     setting = dataclasses.replace(MNIST, grids={}, test=1)
     return Study(setting, tuple(variants), attacked=500)
 

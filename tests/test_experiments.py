@@ -265,9 +265,11 @@ def test_only_training_images_are_seen(tmp_path):
 
 
 def trainings(study, name, *pgd):
+    variant = next(v for v in studies.STUDIES[study]().variants if v.name == name)
+    strength = variant.method.grid[-1]
     figures = ({"clean": 0.9, "pgd": [share], "fgsm": [0.8]} for share in pgd)
     return [
-        {"study": study, "kind": "trained", "method": name, "strength": 1.0, "seed": seed,
+        {"study": study, "kind": "trained", "method": name, "strength": strength, "seed": seed,
          "figures": [each], "passes": {"forward": 1, "backward": 1}}
         for seed, each in enumerate(figures)
     ]  # fmt: skip

@@ -245,11 +245,7 @@ def main() -> None:
         results = Results(path, study.setting, arguments.note)
         check_study(results, arguments.study)
     except FileNotFoundError as error:
-        parser.error(
-            f"{error}: {arguments.study} is for {study.setting.set}; give the path of an .npz file "
-            f"with x_train, y_train, x_test and y_test, or --data {study.setting.set}, which "
-            "torchvision downloads (robustkern[data])"
-        )
+        parser.error(f"{error}; {arguments.study} is for {study.setting.set}")
     except ValueError as error:
         parser.error(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)

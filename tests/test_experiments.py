@@ -341,7 +341,10 @@ def test_a_study_without_a_finished_training_is_not_measured_yet(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cure", "--data", "none.npz"), "cure is for mnist; give the path of an .npz file"),
+        (
+            ("cure", "--data", "none.npz"),
+            "or a name: digits, mnist, cifar10, svhn; cure is for mnist",
+        ),
         (("cure", "--data", "{few}"), "check_enough: data must hold at least 6000 training"),
         (("cure-cifar10", "--data", "{few}"), "images of cifar10, of 3 channel(s), got 1"),
         (("cure", "--data", "{few}", "--workers", "0"), "--workers must be at least 1, got 0"),

@@ -1,10 +1,11 @@
 """Robust accuracy against training cost, for every method: the frontier.
 
 Every method fine-tunes the same clean networks. Its strength (a weight, or the eps it trains with)
-is searched on held-out training images: of at most four, on seed 0, the one with the highest PGD
-accuracy at the main eps among those that cost little clean accuracy. With that strength it is
-trained anew on every seed and measured, once, on the test images. Then the steps of all methods are
-timed in turn, with nothing else running. Run
+is searched on held-out training images: of at most four, the one with the highest PGD accuracy at
+the main eps among those that cost little clean accuracy; all are trained on one seed, then the best
+two on another, and of these the means decide. With that strength the method is trained anew on
+every seed and measured, once, on the test images. Then the steps of all methods are timed in turn,
+with nothing else running. Run
 
     python bench/frontier.py mnist --data mnist.npz
 
@@ -19,9 +20,11 @@ import functools
 import importlib
 import json
 import multiprocessing
+import os
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ from robustkern.training.data import Dataset, load
 from robustkern.training.files import write_json
 from robustkern.training.trainer import Trainer
 
+FINALISTS = 2  # strengths of a method that are searched on a second seed
 SPAN = 8  # steps timed as one, so that what comes every second, fourth or eighth counts in full
 Row = dict[str, Any]
 
@@ -247,17 +251,25 @@ def _difference(found: Any, wanted: Any) -> str:
     return f"got {key} {found.get(key)} for {wanted.get(key)}"
 
 
-def chosen(rows: list[Row], method: Method, margin: float) -> float | None:
-    """The strength that the search found; None where every one of them failed."""
-    search = {(r["method"], r["strength"]): r for r in rows if r["kind"] == "search"}
-    least = search["no penalty", 0.0]["clean"] - margin
-    tried = [search[method.name, s] for s in method.grid if "failed" not in search[method.name, s]]
-    if not tried:
-        return None
-    # Where the whole grid is too strong, the one that costs least is the nearest.
-    allowed = [r for r in tried if r["clean"] >= least] or [max(tried, key=lambda r: r["clean"])]
-    best = max(allowed, key=lambda r: r["pgd"])
-    return float(best["strength"])
+def ranking(
+    rows: list[Row], method: Method, margin: float, grid: Sequence[float], seeds: Sequence[int]
+) -> list[float]:
+    """The strengths of `grid` from the best on, by means over the seeds; without what failed."""
+    search = {(r["method"], r["strength"], r["seed"]): r for r in rows if r["kind"] == "search"}
+
+    def mean(key: str, name: str, strength: float) -> float:
+        return statistics.mean(search[name, strength, seed][key] for seed in seeds)
+
+    least = mean("clean", "no penalty", 0.0) - margin
+
+    def merit(strength: float) -> tuple[bool, float]:
+        clean = mean("clean", method.name, strength)
+        # Of those that are too strong, the one that costs least is the nearest.
+        allowed = clean >= least
+        return allowed, mean("pgd", method.name, strength) if allowed else clean
+
+    tried = [s for s in grid if not any("failed" in search[method.name, s, i] for i in seeds)]
+    return sorted(tried, key=merit, reverse=True)
 
 
 _BENCH: list[Any] = []  # of a worker: its one argument, made once
@@ -265,8 +277,17 @@ _BENCH: list[Any] = []  # of a worker: its one argument, made once
 
 def begin(make: Callable[..., Any], *arguments: Any) -> None:
     """Make, in a worker of one thread, what trains there: `trained` takes a task, gives a row."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _BENCH.append(make(*arguments))
+
+
+def _end_with_parent() -> None:
+    """A worker would work off what it was given, for nobody, when its parent has been killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _trained(*task: Any) -> Row:
@@ -297,16 +318,24 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     torch.set_num_threads(1)
     bench = Bench(setting, data)
     every = [m for m in bench.methods.values() if not m.compiled and (not only or m.name in only)]
-    search = [("search", m.name, strength, 0) for m in every for strength in m.grid]
     announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, begin, (Bench, setting, data)) as pool:
-        train(pool, search, results)
-        strengths = {m.name: chosen(results.rows, m, setting.margin) for m in every}
+        # All on one seed, the best on another, the best of both on every seed.
+        left = {m.name: m.grid for m in every}
+        for seeds, kept in ((1, FINALISTS), (2, 1)):
+            search = [("search", name, s, seeds - 1) for name, grid in left.items() for s in grid]
+            train(pool, search, results)
+            left = {
+                m.name: tuple(
+                    ranking(results.rows, m, setting.margin, left[m.name], range(seeds))[:kept]
+                )
+                for m in every
+            }
         final = [
             ("final", name, strength, seed)
-            for name, strength in strengths.items()
-            if strength is not None
+            for name, found in left.items()
+            for strength in found
             for seed in range(setting.seeds)
         ]
         train(pool, final, results)
@@ -337,15 +366,19 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     times = untrained.step_times(untrained.methods, 1, compiled=False)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
-    trainings = sum(seconds[m.name] * steps[m.name] * (len(m.grid) + setting.seeds) for m in every)
+    searches = {m.name: len(m.grid) + min(len(m.grid), FINALISTS) for m in every}
+    finals = len(every) * setting.seeds
+    trainings = sum(
+        seconds[m.name] * steps[m.name] * (searches[m.name] + setting.seeds) for m in every
+    )
     plain = seconds["no penalty"] / setting.batch_size
     attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
     attacks += setting.apgd_steps * setting.apgd_images
-    evaluations = plain * len(every) * setting.seeds * attacks
+    evaluations = plain * finals * attacks
+    evaluations += plain * sum(searches.values()) * setting.search_steps * setting.validation
     minutes = (trainings + evaluations) / workers / 60
-    searches, finals = sum(len(m.grid) for m in every), len(every) * setting.seeds
     print(
-        f"{searches} trainings to search strengths and {finals} to measure, "
+        f"{sum(searches.values())} trainings to search strengths and {finals} to measure, "
         f"in {workers} process(es): about {minutes:.0f} minutes, if this machine does nothing else"
     )
 

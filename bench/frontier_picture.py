@@ -124,7 +124,9 @@ def claims(content: Content) -> list[tuple[str, bool]]:
     """What the project says of these figures, in figures, and whether it holds."""
     lines = {line.method: line for line in summary(content)}
     found = []
-    if "PGD-7" in lines:
+    if "PGD-7" not in lines:
+        found.append(("PGD-7 has no figures to compare with", False))
+    else:
         goal = lines["PGD-7"]
         near = [
             line

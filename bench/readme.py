@@ -458,6 +458,8 @@ def frontier(name: str) -> Callable[[], str]:
         steps = setting["clean_epochs"] * -(-setting["train"] // setting["batch_size"])
         failed = {r["method"] for r in rows if r["kind"] == "final" and "failed" in r}
         ends = at_an_end(results)
+        alone = {line.strength for line in summary(results) if line.method in ("FGSM-RS", "PGD-7")}
+        agreed = alone == {setting["combined_eps"]}
         where = f"../bench/results/frontier-{name}"
         return (
             f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "
@@ -465,7 +467,8 @@ def frontier(name: str) -> Callable[[], str]:
             f"The clean networks that all start from took {steps:,} plain steps, which the costs "
             f"leave out. Strengths were searched on {setting['validation']:,} other training "
             f"images, among those that cost at most {100 * setting['margin']:g} points of clean "
-            "accuracy. "
+            f"accuracy. Attacks beside a penalty take eps {short(setting['combined_eps'])}"
+            + (", as the search chose for FGSM-RS and PGD-7. " if agreed else ". ")
             + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
             + (f"At an end of the strengths tried: {', '.join(ends)}. " if ends else "")
             + made(results)

@@ -160,6 +160,16 @@ def cure() -> Study:
     }
     methods = [Method("no penalty", "plain")]
     methods += [Method(name, "penalty", each, grid=grid) for name, each in specs.items()]
+    shifts = {
+        f"{name}, shift {at:g}": (name, {"shift": at})
+        for name in ("full", "anchored")
+        for at in (0.003, 0.01, 0.03, 0.1)
+    }
+    options = {**shifts, "full, bfloat16": ("full", {"precision": "bfloat16"})}
+    methods += [
+        Method(name, "penalty", specs[of], options=lambda strength, more=more: more, grid=grid)
+        for name, (of, more) in options.items()
+    ]
     setting = dataclasses.replace(MNIST, grids={}, test=1)
     return Study(setting, tuple(Variant(method, seeds=2) for method in methods), attacked=500)
 

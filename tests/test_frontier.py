@@ -53,6 +53,13 @@ def output(data, tmp_path_factory):
     return path
 
 
+def test_the_search_is_the_same_for_every_method(output):
+    rows = json.loads(output.read_text())["rows"]
+    for name in {row["method"] for row in rows}:
+        seeds = [r["seed"] for r in rows if (r["kind"], r["method"]) == ("search", name)]
+        assert sorted(seeds) == [0, 1]  # with one strength each
+
+
 def test_every_method_is_trained_timed_and_drawn(output):
     from frontier_methods import MNIST, methods
     from frontier_picture import claims, summary
@@ -87,6 +94,27 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch):
     assert asked == tasks
     rows = frontier.Results(tmp_path / "f.json", MNIST, "").rows
     assert sorted(row["strength"] for row in rows) == [1.0, 2.0, 3.0]
+
+
+def test_workers_end_with_a_killed_run(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text("""
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path.append(sys.argv[1])
+from frontier import begin
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, (dict,)) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+""")
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(ROOT / "bench")], stdout=subprocess.PIPE, text=True
+    )
+    with run:
+        assert int(run.stdout.readline()) != run.pid
+        run.kill()
+        run.communicate(timeout=60)  # the worker has the other end too, until it ends
 
 
 def test_an_error_does_not_wait_for_the_trainings_behind_it(tmp_path, monkeypatch):
@@ -168,29 +196,47 @@ def test_the_learning_rate_is_the_settings():
     assert all(torch.equal(before[k], v) for k, v in run.model.state_dict().items())
 
 
+def searched(method, strength, clean, pgd, seed=0):
+    return {
+        "kind": "search",
+        "method": method,
+        "strength": strength,
+        "seed": seed,
+        "clean": clean,
+        "pgd": pgd,
+    }
+
+
 def test_the_strength_is_the_most_robust_of_those_that_keep_clean_accuracy():
-    from frontier import chosen
+    from frontier import ranking
     from frontier_methods import Method
 
-    def row(method, strength, clean, pgd):
-        return {
-            "kind": "search",
-            "method": method,
-            "strength": strength,
-            "clean": clean,
-            "pgd": pgd,
-        }
-
     rows = [
-        row("no penalty", 0.0, 0.98, 0.1),
-        row("GN", 1.0, 0.98, 0.3),
-        row("GN", 2.0, 0.97, 0.5),
-        row("GN", 3.0, 0.90, 0.7),
+        searched("no penalty", 0.0, 0.98, 0.1),
+        searched("GN", 1.0, 0.98, 0.3),
+        searched("GN", 2.0, 0.97, 0.5),
+        searched("GN", 3.0, 0.90, 0.7),
+        searched("GN", 4.0, 0.91, 0.6),
     ]
-    assert chosen(rows, Method("GN", "penalty", grid=(1.0, 2.0, 3.0)), 0.02) == 2.0
-    assert chosen(rows, Method("GN", "penalty", grid=(3.0,)), 0.02) == 3.0
-    rows[3]["failed"] = "the loss"
-    assert chosen(rows, Method("GN", "penalty", grid=(3.0,)), 0.02) is None
+    gn = Method("GN", "penalty")
+    assert ranking(rows, gn, 0.02, (1.0, 2.0, 3.0, 4.0), [0]) == [2.0, 1.0, 4.0, 3.0]
+    rows[2]["failed"] = "the loss"
+    assert ranking(rows, gn, 0.02, (1.0, 2.0), [0]) == [1.0]
+    assert ranking(rows, gn, 0.02, (2.0,), [0]) == []
+
+
+def test_the_best_strengths_are_searched_on_a_second_seed():
+    from frontier import ranking
+    from frontier_methods import Method
+
+    rows = [searched("no penalty", 0.0, 0.98, 0.1, seed) for seed in (0, 1)]
+    rows += [searched("GN", 1.0, 0.98, 0.3), searched("GN", 2.0, 0.97, 0.4)]
+    rows += [searched("GN", 1.0, 0.98, 0.5, seed=1), searched("GN", 2.0, 0.97, 0.3, seed=1)]
+    assert ranking(rows, Method("GN", "penalty"), 0.02, (1.0, 2.0), range(2)) == [1.0, 2.0]
+    rows[-2]["clean"] = 0.92  # 0.95 is the mean
+    assert ranking(rows, Method("GN", "penalty"), 0.02, (1.0, 2.0), range(2)) == [2.0, 1.0]
+    rows[-2]["failed"] = "the loss"
+    assert ranking(rows, Method("GN", "penalty"), 0.02, (1.0, 2.0), range(2)) == [2.0]
 
 
 def content(*measured):
@@ -286,6 +332,14 @@ def test_claims_are_judged_by_the_figures(cure, expected):
         )
     )
     assert [holds for _, holds in found] == expected
+
+
+def test_a_goal_that_failed_is_no_claim_less():
+    from frontier_picture import claims
+
+    rows = content(("CURE", "penalty", None, 3.0, 90), ("PGD-7", "attack", None, 7.0, 90))
+    rows["rows"][2]["failed"] = "the loss"
+    assert claims(rows) == [("PGD-7 has no figures to compare with", False)]
 
 
 def test_one_point_less_is_within_one_point():

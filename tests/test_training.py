@@ -330,6 +330,13 @@ def test_the_naive_cure_refuses_scaled_losses(small):
         NaiveCURETrainer(network(), small, penalty, precision="float16")
 
 
+def test_the_naive_cure_refuses_what_has_no_double_backward(small):
+    penalty = ScheduledPenalty([{"name": "cure", "weight": "1", "norm": True}], (1, 8, 8))
+    message = r"^NaiveCURETrainer: model must not be compiled, .* got OptimizedModule$"
+    with pytest.raises(ValueError, match=message):
+        NaiveCURETrainer(torch.compile(network()), small, penalty)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_trainer_goes_on_bit_for_bit(small, precision):
     def trainer():

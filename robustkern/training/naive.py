@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkern import reference
+from robustkern.gradients.network import is_compiled
 from robustkern.penalties import CURE
 from robustkern.training.data import Dataset
 from robustkern.training.penalty import ScheduledPenalty
@@ -23,7 +24,7 @@ class NaiveCURETrainer(Trainer):
             and there is no `shift`.
 
     Raises:
-        ValueError: another penalty, float16, or an option out of range.
+        ValueError: another penalty, float16, a compiled model, or an option out of range.
     """
 
     def __init__(
@@ -39,6 +40,11 @@ class NaiveCURETrainer(Trainer):
             raise ValueError(
                 "NaiveCURETrainer: precision must not be float16, whose losses are scaled, "
                 "got float16"
+            )
+        if is_compiled(model):
+            raise ValueError(
+                "NaiveCURETrainer: model must not be compiled, which has no double backward, "
+                f"got {type(model).__name__}"
             )
         super().__init__(model, data, penalty, **options)
         self._cure = cure

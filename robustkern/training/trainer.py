@@ -201,10 +201,7 @@ class Trainer:
             if self.trades_beta is None:
                 loss, penalty = self.backward(augmented, targets)
             else:
-                loss, penalty = self.backward(clean, targets)
-                term = self.trades_beta * divergence(self.model(clean), self.model(augmented))
-                self.scaler.scale(term).backward()  # type: ignore[no-untyped-call]
-                loss = loss + term.detach()
+                loss, penalty = self._trades(clean, augmented, targets, self.trades_beta)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return torch.stack([loss.double(), penalty.double()])
@@ -236,6 +233,21 @@ class Trainer:
             return step.loss, step.penalty
         # Where the scaled gradients overflowed, the scaler skips the step; its value is unknown.
         return step.loss, torch.where(step.penalty.isfinite(), step.penalty, 0)
+
+    def _trades(
+        self, clean: Tensor, attacked: Tensor, targets: Tensor, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        """As `backward`, at the clean images, with the divergence of the attacked as a term."""
+        if self.penalty.penalty is None:  # one pass at the clean images serves both terms
+            outputs = self.model(clean)
+            loss = F.cross_entropy(outputs, targets)
+            loss = loss + beta * divergence(outputs, self.model(attacked))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return loss.detach(), torch.zeros_like(loss)
+        loss, penalty = self.backward(clean, targets)
+        term = beta * divergence(self.model(clean), self.model(attacked))
+        self.scaler.scale(term).backward()  # type: ignore[no-untyped-call]
+        return loss + term.detach(), penalty
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the options: tensors and plain data, the global random state included."""

@@ -167,6 +167,18 @@ def cure(results: Results) -> str:
     return accuracies(results, "weight") + against(results, "full")
 
 
+def combined(results: Results) -> str:
+    """Every combination beside FGSM-RS alone, whatever the strength."""
+    found = lines(results)
+    alone = [line for line in found if line.variant == "FGSM-RS"]
+    text = accuracies(results, "weight")
+    for line in found:
+        if alone and " + " in line.variant:
+            title = f"{line.variant}, weight {line.strength:g}, against FGSM-RS"
+            text += contrast(results, [(line, alone[0])], title)
+    return text
+
+
 def overfitting(results: Results) -> str:
     """PGD after the first, the best and the last epoch, beside FGSM."""
     setting = results["setting"]

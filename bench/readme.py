@@ -545,6 +545,7 @@ SECTIONS = {
     ),
     "experiments_cure": experiment("cure", experiments_page.cure),
     "experiments_cure_cifar10": experiment("cure-cifar10", experiments_page.cure),
+    "experiments_combined": experiment("combined", experiments_page.combined),
     "experiments_overfitting": experiment("overfitting", experiments_page.overfitting),
     "experiments_shift": experiment("shift", experiments_page.shift),
     "experiments_kinks": experiment("kinks", experiments_page.kinks),

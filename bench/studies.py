@@ -165,7 +165,11 @@ def cure() -> Study:
         for name in ("full", "anchored")
         for at in (0.003, 0.01, 0.03, 0.1)
     }
-    options = {**shifts, "full, bfloat16": ("full", {"precision": "bfloat16"})}
+    options = {
+        **shifts,
+        "full, bfloat16": ("full", {"precision": "bfloat16"}),
+        "anchored, every 2, shift 0.03": ("anchored, every 2", {"shift": 0.03}),
+    }
     methods += [
         Method(name, "penalty", specs[of], options=lambda strength, more=more: more, grid=grid)
         for name, (of, more) in options.items()
@@ -189,8 +193,52 @@ def cure_cifar10() -> Study:
     }
     methods = [Method("no penalty", "plain")]
     methods += [Method(name, "penalty", each, grid=grid) for name, (each, grid) in specs.items()]
+    # Of the norm, which moves every image as far.
+    norm = _penalty("cure", h="0.5", norm=True)
+    methods.append(Method("norm", "penalty", norm, grid=one))
+    methods += [
+        Method(
+            f"norm, shift {at:g}", "penalty", norm,
+            options=lambda strength, at=at: {"shift": at}, grid=one,
+        )
+        for at in (0.001, 0.003)
+    ]  # fmt: skip
     variants = tuple(Variant(method, seeds=2) for method in methods)
     return Study(batch_statistics().setting, variants, attacked=250)
+
+
+def combined() -> Study:
+    """FGSM-RS and, beside it, what costs little."""
+    eps = MNIST.combined_eps
+    formula = {"h": str(MNIST.step_length), "norm": True}
+    auto: dict[str, Any] = {}
+    specs = {
+        "CURE anchored, every 8": ({"every": 8}, auto, (0.02, 0.1)),
+        "CURE anchored, every 8, shift 0.03": ({"every": 8}, {"shift": 0.03}, (0.02, 0.1, 0.3)),
+        "CURE anchored, every 4, shift 0.03": ({"every": 4}, {"shift": 0.03}, (0.05, 0.2)),
+        "CURE anchored, shift 0.03": ({}, {"shift": 0.03}, (0.05, 0.2)),
+    }
+    attack = {"attack": lambda strength: {"name": "fgsm-rs", "eps": eps}}
+    methods = [
+        Method("no penalty", "plain"),
+        Method("FGSM-RS", "attack", **attack),
+        Method("PGD-7", "attack", attack=lambda strength: {"name": "pgd", "eps": eps, "steps": 7}),
+    ]
+    methods += [
+        Method(
+            f"FGSM-RS + {name}", "both", _penalty("anchored-cure", **formula, **more),
+            options=lambda strength, more=options: more, grid=grid, **attack,
+        )
+        for name, (more, options, grid) in specs.items()
+    ]  # fmt: skip
+    methods.append(
+        Method(
+            "FGSM-RS + TV, p=1, shift 0.075", "both", _penalty("tv", p=1.0),
+            options=lambda strength: {"shift": 0.075}, grid=(0.02, 0.1), **attack,
+        )
+    )  # fmt: skip
+    setting = dataclasses.replace(MNIST, grids={}, test=1)
+    return Study(setting, tuple(Variant(method, seeds=2) for method in methods), attacked=500)
 
 
 def overfitting() -> Study:
@@ -323,6 +371,7 @@ STUDIES = {
     "cure": cure,
     "cure-cifar10": cure_cifar10,
     "overfitting": overfitting,
+    "combined": combined,
     "shift": shift,
     "kinks": kinks,
 }

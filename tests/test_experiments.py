@@ -34,6 +34,7 @@ PAGES = {
     "cure": experiments_page.cure,
     "cure-cifar10": experiments_page.cure,
     "overfitting": experiments_page.overfitting,
+    "combined": experiments_page.combined,
     "shift": experiments_page.shift,
     "kinks": experiments_page.kinks,
 }

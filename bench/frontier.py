@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -85,10 +86,16 @@ def held_out(data: Dataset, setting: Setting) -> Dataset:
 
 
 class Bench:
-    """The data and the clean networks of a process that trains."""
+    """The data and the clean networks of a process that trains.
 
-    def __init__(self, setting: Setting, data: Dataset) -> None:
-        self.setting, self.data = setting, held_out(data, setting)
+    Args:
+        setting: of the run.
+        data: all of them.
+        kept: folder of the networks that the search has trained, for the finals of the same seed.
+    """
+
+    def __init__(self, setting: Setting, data: Dataset, kept: Path | None = None) -> None:
+        self.setting, self.data, self.kept = setting, held_out(data, setting), kept
         self.test = data.first(1, setting.test)
         self.methods = {method.name: method for method in methods(setting)}
         # Every process makes them itself: on one thread they come out the same.
@@ -118,18 +125,35 @@ class Bench:
             "family": self.methods[name].family, "naive_of": self.methods[name].naive_of,
             "epochs": self.epochs(name), "commit": PROVENANCE["commit"],
         }  # fmt: skip
-        run = self.trainer(self.methods[name], strength, seed)
-        torch.manual_seed(seed)
         try:
-            records = [run.run_epoch() for _ in range(self.epochs(name))]
+            model, cost = self.fine_tuned(name, strength, seed)
         except FloatingPointError as error:
             return {**row, "failed": str(error)}
-        row["passes"] = {
-            "forward": statistics.mean(record.forward_passes for record in records),
-            "backward": statistics.mean(record.backward_passes for record in records),
-        }
         measure = self.searched if kind == "search" else self.measured
-        return {**row, "seconds": sum(r.seconds for r in records), **measure(run.model)}
+        return {**row, **cost, **measure(model)}
+
+    def fine_tuned(self, name: str, strength: float, seed: int) -> tuple[nn.Module, Row]:
+        """The network, and what it took; trained once, where there is a folder to keep it in."""
+        run = self.trainer(self.methods[name], strength, seed)
+        file = None
+        if self.kept is not None:
+            file = self.kept / f"{list(self.methods).index(name)}-{strength:g}-{seed}.pt"
+            if file.exists():
+                found = torch.load(file, weights_only=True)
+                run.model.load_state_dict(found["model"])
+                return run.model, found["cost"]
+        torch.manual_seed(seed)
+        records = [run.run_epoch() for _ in range(self.epochs(name))]
+        cost = {
+            "passes": {
+                "forward": statistics.mean(record.forward_passes for record in records),
+                "backward": statistics.mean(record.backward_passes for record in records),
+            },
+            "seconds": sum(record.seconds for record in records),
+        }
+        if file is not None:
+            torch.save({"model": run.model.state_dict(), "cost": cost}, file)
+        return run.model, cost
 
     def searched(self, model: nn.Module) -> Row:
         """Accuracy on the validation images, clean and attacked."""
@@ -320,7 +344,10 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     every = [m for m in bench.methods.values() if not m.compiled and (not only or m.name in only)]
     announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, begin, (Bench, setting, data)) as pool:
+    with (
+        tempfile.TemporaryDirectory() as kept,
+        ProcessPoolExecutor(workers, context, begin, (Bench, setting, data, Path(kept))) as pool,
+    ):
         # All on one seed, the best on another, the best of both on every seed.
         left = {m.name: m.grid for m in every}
         for seeds, kept in ((1, FINALISTS), (2, 1)):
@@ -368,9 +395,9 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
     searches = {m.name: len(m.grid) + min(len(m.grid), FINALISTS) for m in every}
     finals = len(every) * setting.seeds
-    trainings = sum(
-        seconds[m.name] * steps[m.name] * (searches[m.name] + setting.seeds) for m in every
-    )
+    # The finals of the two seeds of the search are not trained again.
+    unseen = max(setting.seeds - 2, 0)
+    trainings = sum(seconds[m.name] * steps[m.name] * (searches[m.name] + unseen) for m in every)
     plain = seconds["no penalty"] / setting.batch_size
     attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
     attacks += setting.apgd_steps * setting.apgd_images

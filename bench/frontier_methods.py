@@ -63,6 +63,7 @@ class Setting:
     margin: float  # of clean accuracy on validation images, which a strength may cost
     step_length: float  # CURE's h
     cure_norm: bool
+    longer_shift: float  # of CURE's finite difference, than the automatic one
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict)
     augment: bool = False
     batch_size: int = 64
@@ -72,7 +73,7 @@ class Setting:
     restarts: int = 2
     apgd_images: int = 300
     apgd_steps: int = 50
-    timing_rounds: int = 16
+    timing_rounds: int = 12
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,7 +83,7 @@ class Setting:
 MNIST = Setting(
     set="mnist", train=5_000, validation=1_000, test=600, clean_epochs=3, epochs=3, seeds=3,
     eps=(0.1, 0.15, 0.2), main_eps=0.15, combined_eps=0.2, margin=0.02,
-    step_length=2.8, cure_norm=True,
+    step_length=2.8, cure_norm=True, longer_shift=0.03,
     grids={
         "weight decay": (1e-3, 3e-3, 1e-2, 3e-2),
         "cure": (0.5, 1.0, 2.0, 4.0),
@@ -105,7 +106,7 @@ MNIST = Setting(
 CIFAR10 = Setting(
     set="cifar10", train=6_000, validation=1_000, test=1_000, clean_epochs=8, epochs=4, seeds=3,
     eps=(1 / 255, 2 / 255, 4 / 255), main_eps=4 / 255, combined_eps=4 / 255,
-    margin=0.05, step_length=0.5, cure_norm=False, augment=True,
+    margin=0.05, step_length=0.5, cure_norm=False, longer_shift=0.001, augment=True,
     grids={
         "weight decay": (1e-4, 3e-4, 1e-3, 3e-3),
         "cure": (0.03, 0.1, 0.3, 1.0),
@@ -161,9 +162,16 @@ def methods(setting: Setting) -> list[Method]:
     formula = {"h": str(setting.step_length), "norm": setting.cure_norm}
     cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
     gn, tv = penalty("gn"), penalty("tv")
+    anchored = penalty("anchored-cure", **formula)
     seldom = penalty("anchored-cure", **formula, every=8)
+
+    # The step of a difference: as the dtype and the data ask for, or so long that it crosses kinks.
+    def shifted(shift: float) -> Callable[[float], dict[str, Any]]:
+        return lambda strength: {"shift": shift}
+
+    farther = shifted(setting.longer_shift)
     # A step of these is cheap.
-    somewhat_longer, longer = round(4 / 3 * setting.epochs), round(5 / 3 * setting.epochs)
+    some_more, many_more = round(4 / 3 * setting.epochs), round(5 / 3 * setting.epochs)
     found = [
         Method("no penalty", "plain"),
         Method(
@@ -173,10 +181,15 @@ def methods(setting: Setting) -> list[Method]:
         Method("CURE, double backward", "naive", cure, grid=grids["cure"], trainer=ExactTrainer,
                naive_of="CURE"),
         Method("CURE", "penalty", cure, grid=grids["cure"]),
-        Method("CURE, bfloat16", "penalty", cure, lambda strength: None,
-               lambda strength: {"precision": "bfloat16"}, grid=grids["cure"]),
+        Method("CURE, bfloat16", "penalty", cure,
+               options=lambda strength: {"precision": "bfloat16"}, grid=grids["cure"]),
         Method("CURE, compiled", "penalty", cure, grid=grids["cure"], compiled=True),
-        Method("CURE anchored", "penalty", penalty("anchored-cure", **formula), grid=grids["cure"]),
+        Method("CURE, longer shift", "penalty", cure, options=farther, grid=grids["cure"]),
+        Method("CURE anchored", "penalty", anchored, grid=grids["cure"]),
+        Method("CURE anchored, longer shift", "penalty", anchored, options=farther,
+               grid=grids["cure"]),
+        Method("CURE anchored, every 2nd step, longer shift", "penalty",
+               penalty("anchored-cure", **formula, every=2), options=farther, grid=grids["cure"]),
         Method("CURE, every 2nd step", "penalty", penalty("cure", **formula, every=2),
                grid=grids["cure"]),
         Method("CURE, every 4th step", "penalty", penalty("cure", **formula, every=4),
@@ -186,16 +199,17 @@ def methods(setting: Setting) -> list[Method]:
         Method("GN", "penalty", gn, grid=grids["gn"]),
         Method("TV, p=2", "penalty", tv, grid=grids["tv"]),
         Method("TV, p=1", "penalty", penalty("tv", p=1.0), grid=grids["tv l1"]),
-        Method("TV + Lipschitz", "penalty", tv_and_lipschitz,
-               grid=grids["tv + lipschitz"]),
+        Method("TV, p=1, longer shift", "penalty", penalty("tv", p=1.0),
+               options=shifted(eps / 2), grid=grids["tv l1"]),
+        Method("TV + Lipschitz", "penalty", tv_and_lipschitz, grid=grids["tv + lipschitz"]),
         Method("SGR", "penalty", sgr, grid=grids["sgr"]),
         Method("SGR of PGD, every 4th step", "penalty",
                penalty("sgr", standardize="data", source="pgd", attack_eps=eps, update_every=4),
                grid=grids["sgr of pgd"]),
         Method("LLR", "penalty", penalty("llr", eps=eps), grid=grids["llr"]),
         Method("FGSM-RS", "attack", attack=attack("fgsm-rs"), grid=grids["attack"]),
-        Method("FGSM-RS, longer", "attack", attack=attack("fgsm-rs"), grid=grids["attack"],
-               epochs=longer),
+        Method(f"FGSM-RS, {many_more} epochs", "attack", attack=attack("fgsm-rs"),
+               grid=grids["attack"], epochs=many_more),
         Method("PGD-3", "attack", attack=attack("pgd", steps=3), grid=grids["attack"]),
         Method("PGD-7", "attack", attack=attack("pgd", steps=7), grid=grids["attack"]),
         Method("PGD-10", "attack", attack=attack("pgd", steps=10), grid=grids["attack"]),
@@ -203,11 +217,14 @@ def methods(setting: Setting) -> list[Method]:
         Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure combined"]),
         Method("FGSM-RS + CURE anchored, every 8th step", "both", seldom, fixed("fgsm-rs"),
                grid=grids["cure seldom"]),
-        # Of the two, this one takes at most half of what PGD-7 takes.
-        Method("FGSM-RS + CURE anchored, every 8th step, somewhat longer", "both", seldom,
-               fixed("fgsm-rs"), grid=grids["cure seldom"], epochs=somewhat_longer),
-        Method("FGSM-RS + CURE anchored, every 8th step, longer", "both", seldom,
-               fixed("fgsm-rs"), grid=grids["cure seldom"], epochs=longer),
+        *(
+            Method(
+                "FGSM-RS + CURE anchored, every 8th step, longer shift"
+                + (f", {epochs} epochs" if epochs else ""),
+                "both", seldom, fixed("fgsm-rs"), farther, grids["cure combined"], epochs=epochs,
+            )
+            for epochs in (None, some_more, many_more)
+        ),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),
         Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr combined"]),

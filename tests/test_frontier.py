@@ -61,11 +61,12 @@ def test_the_search_is_the_same_for_every_method(output):
 
 
 def test_every_method_is_trained_timed_and_drawn(output):
+    from frontier import smoke
     from frontier_methods import MNIST, methods
     from frontier_picture import claims, summary
 
     content = json.loads(output.read_text())
-    expected = {method.name for method in methods(MNIST) if not method.compiled}
+    expected = {method.name for method in methods(smoke(MNIST)) if not method.compiled}
     for kind in ("search", "final", "step"):
         assert {row["method"] for row in content["rows"] if row["kind"] == kind} == expected
     lines = summary(content)
@@ -205,6 +206,29 @@ def searched(method, strength, clean, pgd, seed=0):
         "clean": clean,
         "pgd": pgd,
     }
+
+
+def test_what_the_search_has_trained_is_not_trained_again(tmp_path, monkeypatch):
+    import torch
+    from frontier import Bench
+    from frontier_methods import MNIST
+
+    from robustkern.training.data import Dataset
+    from robustkern.training.trainer import Trainer
+
+    setting = dataclasses.replace(MNIST, train=64, validation=16, test=16, clean_epochs=0, epochs=1)
+    x, y = torch.rand(80, 1, 28, 28), torch.arange(80) % 10
+    data = Dataset("random", x, y, x, y)
+    first, cost = Bench(setting, data, tmp_path).fine_tuned("GN", 1.0, 1)
+    alone, _ = Bench(setting, data).fine_tuned("GN", 1.0, 1)
+    other, _ = Bench(setting, data).fine_tuned("GN", 1.0, 0)
+    monkeypatch.setattr(Trainer, "run_epoch", lambda self: pytest.fail("trained again"))
+    again, same_cost = Bench(setting, data, tmp_path).fine_tuned("GN", 1.0, 1)
+    assert same_cost == cost
+    for a, b, c in zip(first.parameters(), again.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    assert not all(map(torch.equal, first.parameters(), other.parameters()))
 
 
 def test_the_strength_is_the_most_robust_of_those_that_keep_clean_accuracy():

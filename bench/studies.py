@@ -231,12 +231,19 @@ def combined() -> Study:
         )
         for name, (more, options, grid) in specs.items()
     ]  # fmt: skip
-    methods.append(
+    tv: list[tuple[float, dict[str, Any], tuple[float, ...]]] = [
+        (0.075, {}, (0.01, 0.02, 0.05, 0.1)),
+        (0.15, {}, (0.02, 0.05)),
+        (0.075, {"every": 2}, (0.02, 0.05)),
+    ]
+    methods += [
         Method(
-            "FGSM-RS + TV, p=1, shift 0.075", "both", _penalty("tv", p=1.0),
-            options=lambda strength: {"shift": 0.075}, grid=(0.02, 0.1), **attack,
+            f"FGSM-RS + TV, p=1, shift {at:g}" + ", every 2" * bool(more), "both",
+            _penalty("tv", p=1.0, **more),
+            options=lambda strength, at=at: {"shift": at}, grid=grid, **attack,
         )
-    )  # fmt: skip
+        for at, more, grid in tv
+    ]  # fmt: skip
     setting = dataclasses.replace(MNIST, grids={}, test=1)
     return Study(setting, tuple(Variant(method, seeds=2) for method in methods), attacked=500)
 

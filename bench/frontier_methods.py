@@ -96,8 +96,8 @@ MNIST = Setting(
         "attack": (0.1, 0.15, 0.2, 0.3),
         "trades": (0.03, 0.05, 0.1, 0.15),
         "cure combined": (0.02, 0.05, 0.1, 0.2),
-        "cure seldom": (0.01, 0.02, 0.05, 0.1),
         "tv combined": (0.01, 0.03, 0.1, 0.3),
+        "tv l1 combined": (0.01, 0.02, 0.05, 0.1),
         "sgr combined": (0.3, 1.0, 3.0, 10.0),
         "grad align": (0.1, 0.2, 0.5, 1.0),
     },
@@ -119,8 +119,8 @@ CIFAR10 = Setting(
         "attack": (0.004, 0.008, 0.016, 0.032),
         "trades": (0.004, 0.008, 0.016, 0.032),
         "cure combined": (0.01, 0.03, 0.1, 0.3),
-        "cure seldom": (0.01, 0.03, 0.1, 0.3),
         "tv combined": (0.03, 0.1, 0.3, 1.0),
+        "tv l1 combined": (0.001, 0.002, 0.004, 0.008),
         "sgr combined": (1.0, 10.0, 100.0, 1000.0),
         "grad align": (0.1, 0.2, 0.5, 1.0),
     },
@@ -159,17 +159,16 @@ def methods(setting: Setting) -> list[Method]:
     def fixed(name: str, **more: Any) -> Callable[[float], dict[str, Any]]:
         return lambda strength: {"name": name, "eps": setting.combined_eps, **more}
 
-    formula = {"h": str(setting.step_length), "norm": setting.cure_norm}
-    cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
-    gn, tv = penalty("gn"), penalty("tv")
-    anchored = penalty("anchored-cure", **formula)
-    seldom = penalty("anchored-cure", **formula, every=8)
-
-    # The step of a difference: as the dtype and the data ask for, or so long that it crosses kinks.
     def shifted(shift: float) -> Callable[[float], dict[str, Any]]:
         return lambda strength: {"shift": shift}
 
-    farther = shifted(LONGER_SHIFT[setting.set])
+    formula = {"h": str(setting.step_length), "norm": setting.cure_norm}
+    cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
+    gn, tv, tv_l1 = penalty("gn"), penalty("tv"), penalty("tv", p=1.0)
+    anchored = penalty("anchored-cure", **formula)
+    cure_seldom = penalty("anchored-cure", **formula, every=8)
+    tv_seldom = penalty("tv", p=1.0, every=2)
+    farther, half_way = shifted(LONGER_SHIFT[setting.set]), shifted(eps / 2)
     # A step of these is cheap.
     some_more, many_more = round(4 / 3 * setting.epochs), round(5 / 3 * setting.epochs)
     found = [
@@ -198,9 +197,8 @@ def methods(setting: Setting) -> list[Method]:
                naive_of="GN"),
         Method("GN", "penalty", gn, grid=grids["gn"]),
         Method("TV, p=2", "penalty", tv, grid=grids["tv"]),
-        Method("TV, p=1", "penalty", penalty("tv", p=1.0), grid=grids["tv l1"]),
-        Method("TV, p=1, longer shift", "penalty", penalty("tv", p=1.0),
-               options=shifted(eps / 2), grid=grids["tv l1"]),
+        Method("TV, p=1", "penalty", tv_l1, grid=grids["tv l1"]),
+        Method("TV, p=1, longer shift", "penalty", tv_l1, options=half_way, grid=grids["tv l1"]),
         Method("TV + Lipschitz", "penalty", tv_and_lipschitz, grid=grids["tv + lipschitz"]),
         Method("SGR", "penalty", sgr, grid=grids["sgr"]),
         Method("SGR of PGD, every 4th step", "penalty",
@@ -215,16 +213,14 @@ def methods(setting: Setting) -> list[Method]:
         Method("PGD-10", "attack", attack=attack("pgd", steps=10), grid=grids["attack"]),
         Method("TRADES", "attack", attack=attack("trades"), grid=grids["trades"]),
         Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure combined"]),
-        Method("FGSM-RS + CURE anchored, every 8th step", "both", seldom, fixed("fgsm-rs"),
-               grid=grids["cure seldom"]),
-        *(
-            Method(
-                "FGSM-RS + CURE anchored, every 8th step, longer shift"
-                + (f", {epochs} epochs" if epochs else ""),
-                "both", seldom, fixed("fgsm-rs"), farther, grids["cure combined"], epochs=epochs,
-            )
-            for epochs in (None, some_more, many_more)
-        ),
+        Method("FGSM-RS + CURE anchored, every 8th step, longer shift", "both", cure_seldom,
+               fixed("fgsm-rs"), farther, grids["cure combined"]),
+        Method(f"FGSM-RS + CURE anchored, every 8th step, longer shift, {some_more} epochs", "both",
+               cure_seldom, fixed("fgsm-rs"), farther, grids["cure combined"], epochs=some_more),
+        Method("FGSM-RS + TV, p=1, every 2nd step, longer shift", "both", tv_seldom,
+               fixed("fgsm-rs"), half_way, grids["tv l1 combined"]),
+        Method(f"FGSM-RS + TV, p=1, every 2nd step, longer shift, {many_more} epochs", "both",
+               tv_seldom, fixed("fgsm-rs"), half_way, grids["tv l1 combined"], epochs=many_more),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),
         Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr combined"]),

@@ -165,12 +165,10 @@ def methods(setting: Setting) -> list[Method]:
     formula = {"h": str(setting.step_length), "norm": setting.cure_norm}
     cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
     gn, tv, tv_l1 = penalty("gn"), penalty("tv"), penalty("tv", p=1.0)
-    anchored = penalty("anchored-cure", **formula)
     cure_seldom = penalty("anchored-cure", **formula, every=8)
     tv_seldom = penalty("tv", p=1.0, every=2)
     farther, half_way = shifted(LONGER_SHIFT[setting.set]), shifted(eps / 2)
-    # A step of these is cheap.
-    some_more, many_more = round(4 / 3 * setting.epochs), round(5 / 3 * setting.epochs)
+    many = round(5 / 3 * setting.epochs)  # where a step is cheap
     found = [
         Method("no penalty", "plain"),
         Method(
@@ -184,9 +182,7 @@ def methods(setting: Setting) -> list[Method]:
                options=lambda strength: {"precision": "bfloat16"}, grid=grids["cure"]),
         Method("CURE, compiled", "penalty", cure, grid=grids["cure"], compiled=True),
         Method("CURE, longer shift", "penalty", cure, options=farther, grid=grids["cure"]),
-        Method("CURE anchored", "penalty", anchored, grid=grids["cure"]),
-        Method("CURE anchored, longer shift", "penalty", anchored, options=farther,
-               grid=grids["cure"]),
+        Method("CURE anchored", "penalty", penalty("anchored-cure", **formula), grid=grids["cure"]),
         Method("CURE anchored, every 2nd step, longer shift", "penalty",
                penalty("anchored-cure", **formula, every=2), options=farther, grid=grids["cure"]),
         Method("CURE, every 2nd step", "penalty", penalty("cure", **formula, every=2),
@@ -206,21 +202,18 @@ def methods(setting: Setting) -> list[Method]:
                grid=grids["sgr of pgd"]),
         Method("LLR", "penalty", penalty("llr", eps=eps), grid=grids["llr"]),
         Method("FGSM-RS", "attack", attack=attack("fgsm-rs"), grid=grids["attack"]),
-        Method(f"FGSM-RS, {many_more} epochs", "attack", attack=attack("fgsm-rs"),
-               grid=grids["attack"], epochs=many_more),
+        Method(f"FGSM-RS, {many} epochs", "attack", attack=attack("fgsm-rs"),
+               grid=grids["attack"], epochs=many),
         Method("PGD-3", "attack", attack=attack("pgd", steps=3), grid=grids["attack"]),
         Method("PGD-7", "attack", attack=attack("pgd", steps=7), grid=grids["attack"]),
         Method("PGD-10", "attack", attack=attack("pgd", steps=10), grid=grids["attack"]),
         Method("TRADES", "attack", attack=attack("trades"), grid=grids["trades"]),
-        Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure combined"]),
         Method("FGSM-RS + CURE anchored, every 8th step, longer shift", "both", cure_seldom,
                fixed("fgsm-rs"), farther, grids["cure combined"]),
-        Method(f"FGSM-RS + CURE anchored, every 8th step, longer shift, {some_more} epochs", "both",
-               cure_seldom, fixed("fgsm-rs"), farther, grids["cure combined"], epochs=some_more),
         Method("FGSM-RS + TV, p=1, every 2nd step, longer shift", "both", tv_seldom,
                fixed("fgsm-rs"), half_way, grids["tv l1 combined"]),
-        Method(f"FGSM-RS + TV, p=1, every 2nd step, longer shift, {many_more} epochs", "both",
-               tv_seldom, fixed("fgsm-rs"), half_way, grids["tv l1 combined"], epochs=many_more),
+        Method(f"FGSM-RS + TV, p=1, every 2nd step, longer shift, {many} epochs", "both",
+               tv_seldom, fixed("fgsm-rs"), half_way, grids["tv l1 combined"], epochs=many),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),
         Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr combined"]),

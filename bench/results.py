@@ -45,7 +45,9 @@ def _commit(root: Path) -> str:
     if "ROBUSTKERN_COMMIT" in os.environ:
         return os.environ["ROBUSTKERN_COMMIT"]
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    # Results that are moved away or made anew change nothing of what is run.
+    code = ("--porcelain", "--untracked-files=no", "--", ".", ":(exclude)bench/results")
+    changed = _output("git", "-C", str(root), "status", *code)
     return (commit or "unknown") + (" and changes" if changed else "")
 
 

@@ -3,9 +3,9 @@
 Every method fine-tunes the same clean networks. Its strength (a weight, or the eps it trains with)
 is searched on held-out training images: of at most four, the one with the highest PGD accuracy at
 the main eps among those that cost little clean accuracy; all are trained on one seed, then the best
-two on another, and of these the means decide. With that strength the method is trained anew on
-every seed and measured, once, on the test images. Then the steps of all methods are timed in turn,
-with nothing else running. Run
+two on another, and of these the means decide. The networks of that strength, on these seeds and on
+one that the search has not seen, are measured on the test images. Then the steps of all methods are
+timed in turn, with nothing else running. Run
 
     python bench/frontier.py mnist --data mnist.npz
 
@@ -21,8 +21,9 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +51,7 @@ Row = dict[str, Any]
 
 
 def smoke(setting: Setting) -> Setting:
-    """The same on a few images, one strength and one seed."""
+    """The same on a few images, one strength and one seed of the finals."""
     return dataclasses.replace(
         setting, train=32, validation=16, test=16, batch_size=16, clean_epochs=1, epochs=1, seeds=1,
         grids={name: grid[1:2] for name, grid in setting.grids.items()}, search_steps=1,
@@ -137,7 +138,7 @@ class Bench:
         run = self.trainer(self.methods[name], strength, seed)
         file = None
         if self.kept is not None:
-            file = self.kept / f"{list(self.methods).index(name)}-{strength:g}-{seed}.pt"
+            file = self.kept / f"{re.sub(r'[^a-z0-9.]+', '-', name.lower())}-{strength:g}-{seed}.pt"
             if file.exists():
                 found = torch.load(file, weights_only=True)
                 run.model.load_state_dict(found["model"])
@@ -276,13 +277,13 @@ def _difference(found: Any, wanted: Any) -> str:
 
 
 def ranking(
-    rows: list[Row], method: Method, margin: float, grid: Sequence[float], seeds: Sequence[int]
-) -> list[float]:
+    rows: list[Row], method: Method, margin: float, grid: Sequence[float], seeds: int
+) -> tuple[float, ...]:
     """The strengths of `grid` from the best on, by means over the seeds; without what failed."""
     search = {(r["method"], r["strength"], r["seed"]): r for r in rows if r["kind"] == "search"}
 
     def mean(key: str, name: str, strength: float) -> float:
-        return statistics.mean(search[name, strength, seed][key] for seed in seeds)
+        return statistics.mean(search[name, strength, seed][key] for seed in range(seeds))
 
     least = mean("clean", "no penalty", 0.0) - margin
 
@@ -292,8 +293,10 @@ def ranking(
         allowed = clean >= least
         return allowed, mean("pgd", method.name, strength) if allowed else clean
 
-    tried = [s for s in grid if not any("failed" in search[method.name, s, i] for i in seeds)]
-    return sorted(tried, key=merit, reverse=True)
+    tried = [
+        s for s in grid if not any("failed" in search[method.name, s, i] for i in range(seeds))
+    ]
+    return tuple(sorted(tried, key=merit, reverse=True))
 
 
 _BENCH: list[Any] = []  # of a worker: its one argument, made once
@@ -343,29 +346,27 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     bench = Bench(setting, data)
     every = [m for m in bench.methods.values() if not m.compiled and (not only or m.name in only)]
     announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
+    kept = results.path.with_name(f"{results.path.stem}-networks")
+    kept.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as kept,
-        ProcessPoolExecutor(workers, context, begin, (Bench, setting, data, Path(kept))) as pool,
-    ):
-        # All on one seed, the best on another, the best of both on every seed.
-        left = {m.name: m.grid for m in every}
-        for seeds, kept in ((1, FINALISTS), (2, 1)):
-            search = [("search", name, s, seeds - 1) for name, grid in left.items() for s in grid]
+    with ProcessPoolExecutor(workers, context, begin, (Bench, setting, data, kept)) as pool:
+        # All strengths on one seed, the best on another, the best of both on every seed.
+        grids = {m.name: m.grid for m in every}
+        for seed, best in enumerate((FINALISTS, 1)):
+            search = [("search", name, s, seed) for name, grid in grids.items() for s in grid]
             train(pool, search, results)
-            left = {
-                m.name: tuple(
-                    ranking(results.rows, m, setting.margin, left[m.name], range(seeds))[:kept]
-                )
+            grids = {
+                m.name: ranking(results.rows, m, setting.margin, grids[m.name], seed + 1)[:best]
                 for m in every
             }
         final = [
             ("final", name, strength, seed)
-            for name, found in left.items()
-            for strength in found
+            for name, grid in grids.items()
+            for strength in grid
             for seed in range(setting.seeds)
         ]
         train(pool, final, results)
+    shutil.rmtree(kept)
     timed = {row["method"] for row in results.rows if row["kind"] == "step"}
     untimed = [name for name in bench.methods if name not in timed]
     if untimed:
@@ -395,8 +396,7 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
     searches = {m.name: len(m.grid) + min(len(m.grid), FINALISTS) for m in every}
     finals = len(every) * setting.seeds
-    # The finals of the two seeds of the search are not trained again.
-    unseen = max(setting.seeds - 2, 0)
+    unseen = max(setting.seeds - 2, 0)  # by the search, whose networks are not trained again
     trainings = sum(seconds[m.name] * steps[m.name] * (searches[m.name] + unseen) for m in every)
     plain = seconds["no penalty"] / setting.batch_size
     attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
@@ -405,7 +405,8 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     evaluations += plain * sum(searches.values()) * setting.search_steps * setting.validation
     minutes = (trainings + evaluations) / workers / 60
     print(
-        f"{sum(searches.values())} trainings to search strengths and {finals} to measure, "
+        f"{sum(searches.values())} trainings to search strengths, {unseen * len(every)} more to "
+        f"measure {finals} networks, "
         f"in {workers} process(es): about {minutes:.0f} minutes, if this machine does nothing else"
     )
 
@@ -418,7 +419,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what to say of the data beside the figures")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--only", nargs="+", default=[], help="methods; then there is no picture")
-    parser.add_argument("--smoke", action="store_true", help="a few images, one seed")
+    parser.add_argument("--smoke", action="store_true", help="a few images, one strength")
     parser.add_argument("--output", type=Path, help="the JSON file; pictures lie beside it")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.set]

@@ -86,10 +86,12 @@ MNIST = Setting(
     grids={
         "weight decay": (1e-3, 3e-3, 1e-2, 3e-2),
         "cure": (0.5, 1.0, 2.0, 4.0),
+        "cure lazy": (0.25, 0.5, 1.0, 2.0),
         "gn": (1.0, 3.0, 10.0, 30.0),
-        "tv": (10.0, 30.0, 100.0, 300.0),
+        "tv": (100.0, 300.0, 1000.0, 3000.0),
         "tv l1": (0.05, 0.1, 0.2, 0.4),
-        "tv + lipschitz": (10.0, 20.0, 40.0, 80.0),
+        "tv l1 shifted": (0.0375, 0.075, 0.15, 0.3),
+        "tv + lipschitz": (3.0, 6.0, 12.0, 25.0),
         "sgr": (100.0, 300.0, 1000.0, 3000.0),
         "sgr of pgd": (10.0, 30.0, 100.0, 300.0),
         "llr": (0.25, 0.5, 1.0, 2.0),
@@ -97,7 +99,7 @@ MNIST = Setting(
         "trades": (0.03, 0.05, 0.1, 0.15),
         "cure combined": (0.02, 0.05, 0.1, 0.2),
         "tv combined": (0.01, 0.03, 0.1, 0.3),
-        "tv l1 combined": (0.01, 0.02, 0.05, 0.1),
+        "tv l1 combined": (0.009375, 0.01875, 0.0375, 0.075),
         "sgr combined": (0.3, 1.0, 3.0, 10.0),
         "grad align": (0.1, 0.2, 0.5, 1.0),
     },
@@ -109,24 +111,27 @@ CIFAR10 = Setting(
     grids={
         "weight decay": (1e-4, 3e-4, 1e-3, 3e-3),
         "cure": (0.03, 0.1, 0.3, 1.0),
+        "cure lazy": (0.03, 0.1, 0.3, 1.0),
         "gn": (0.03, 0.1, 0.3, 1.0),
         "tv": (0.1, 0.3, 1.0, 3.0),
         "tv l1": (0.004, 0.008, 0.016, 0.032),
+        "tv l1 shifted": (1 / 255, 2 / 255, 4 / 255, 8 / 255),
         "tv + lipschitz": (0.1, 0.3, 1.0, 3.0),
         "sgr": (1.0, 10.0, 100.0, 1000.0),
         "sgr of pgd": (1.0, 10.0, 100.0, 1000.0),
         "llr": (1.0, 2.0, 4.0, 8.0),
-        "attack": (0.004, 0.008, 0.016, 0.032),
-        "trades": (0.004, 0.008, 0.016, 0.032),
+        "attack": (1 / 255, 2 / 255, 4 / 255, 8 / 255),
+        "trades": (1 / 255, 2 / 255, 4 / 255, 8 / 255),
         "cure combined": (0.01, 0.03, 0.1, 0.3),
         "tv combined": (0.03, 0.1, 0.3, 1.0),
-        "tv l1 combined": (0.001, 0.002, 0.004, 0.008),
+        "tv l1 combined": (0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255),
         "sgr combined": (1.0, 10.0, 100.0, 1000.0),
         "grad align": (0.1, 0.2, 0.5, 1.0),
     },
 )  # fmt: skip
 SETTINGS = {setting.set: setting for setting in (MNIST, CIFAR10)}
-LONGER_SHIFT = {"mnist": 0.03, "cifar10": 0.001}  # of CURE's difference, than the automatic one
+# Of CURE's finite difference, longer than the automatic one.
+LONGER_SHIFT = {"mnist": 0.03, "cifar10": 0.001}
 
 
 class ExactTrainer(Trainer):
@@ -167,7 +172,8 @@ def methods(setting: Setting) -> list[Method]:
     gn, tv, tv_l1 = penalty("gn"), penalty("tv"), penalty("tv", p=1.0)
     cure_seldom = penalty("anchored-cure", **formula, every=8)
     tv_seldom = penalty("tv", p=1.0, every=2)
-    farther, half_way = shifted(LONGER_SHIFT[setting.set]), shifted(eps / 2)
+    # For TV half of eps, which a weight can meet that is this times a power of two.
+    far, half = LONGER_SHIFT[setting.set], eps / 2
     many = round(5 / 3 * setting.epochs)  # where a step is cheap
     found = [
         Method("no penalty", "plain"),
@@ -181,20 +187,22 @@ def methods(setting: Setting) -> list[Method]:
         Method("CURE, bfloat16", "penalty", cure,
                options=lambda strength: {"precision": "bfloat16"}, grid=grids["cure"]),
         Method("CURE, compiled", "penalty", cure, grid=grids["cure"], compiled=True),
-        Method("CURE, longer shift", "penalty", cure, options=farther, grid=grids["cure"]),
+        Method(f"CURE, shift {far:g}", "penalty", cure, options=shifted(far), grid=grids["cure"]),
         Method("CURE anchored", "penalty", penalty("anchored-cure", **formula), grid=grids["cure"]),
-        Method("CURE anchored, every 2nd step, longer shift", "penalty",
-               penalty("anchored-cure", **formula, every=2), options=farther, grid=grids["cure"]),
+        Method(f"CURE anchored, every 2nd step, shift {far:g}", "penalty",
+               penalty("anchored-cure", **formula, every=2), options=shifted(far),
+               grid=grids["cure lazy"]),
         Method("CURE, every 2nd step", "penalty", penalty("cure", **formula, every=2),
-               grid=grids["cure"]),
+               grid=grids["cure lazy"]),
         Method("CURE, every 4th step", "penalty", penalty("cure", **formula, every=4),
-               grid=grids["cure"]),
+               grid=grids["cure lazy"]),
         Method("GN, double backward", "naive", gn, grid=grids["gn"], trainer=ExactTrainer,
                naive_of="GN"),
         Method("GN", "penalty", gn, grid=grids["gn"]),
         Method("TV, p=2", "penalty", tv, grid=grids["tv"]),
         Method("TV, p=1", "penalty", tv_l1, grid=grids["tv l1"]),
-        Method("TV, p=1, longer shift", "penalty", tv_l1, options=half_way, grid=grids["tv l1"]),
+        Method(f"TV, p=1, shift {half:.2g}", "penalty", tv_l1, options=shifted(half),
+               grid=grids["tv l1 shifted"]),
         Method("TV + Lipschitz", "penalty", tv_and_lipschitz, grid=grids["tv + lipschitz"]),
         Method("SGR", "penalty", sgr, grid=grids["sgr"]),
         Method("SGR of PGD, every 4th step", "penalty",
@@ -204,16 +212,20 @@ def methods(setting: Setting) -> list[Method]:
         Method("FGSM-RS", "attack", attack=attack("fgsm-rs"), grid=grids["attack"]),
         Method(f"FGSM-RS, {many} epochs", "attack", attack=attack("fgsm-rs"),
                grid=grids["attack"], epochs=many),
+        Method("PGD-2", "attack", attack=attack("pgd", steps=2), grid=grids["attack"]),
+        Method(f"PGD-2, {many} epochs", "attack", attack=attack("pgd", steps=2),
+               grid=grids["attack"], epochs=many),
         Method("PGD-3", "attack", attack=attack("pgd", steps=3), grid=grids["attack"]),
         Method("PGD-7", "attack", attack=attack("pgd", steps=7), grid=grids["attack"]),
         Method("PGD-10", "attack", attack=attack("pgd", steps=10), grid=grids["attack"]),
         Method("TRADES", "attack", attack=attack("trades"), grid=grids["trades"]),
-        Method("FGSM-RS + CURE anchored, every 8th step, longer shift", "both", cure_seldom,
-               fixed("fgsm-rs"), farther, grids["cure combined"]),
-        Method("FGSM-RS + TV, p=1, every 2nd step, longer shift", "both", tv_seldom,
-               fixed("fgsm-rs"), half_way, grids["tv l1 combined"]),
-        Method(f"FGSM-RS + TV, p=1, every 2nd step, longer shift, {many} epochs", "both",
-               tv_seldom, fixed("fgsm-rs"), half_way, grids["tv l1 combined"], epochs=many),
+        Method("FGSM-RS + CURE", "both", cure, fixed("fgsm-rs"), grid=grids["cure combined"]),
+        Method(f"FGSM-RS + CURE anchored, every 8th step, shift {far:g}", "both", cure_seldom,
+               fixed("fgsm-rs"), shifted(far), grids["cure combined"]),
+        Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}", "both", tv_seldom,
+               fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"]),
+        Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}, {many} epochs", "both",
+               tv_seldom, fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"], epochs=many),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),
         Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr combined"]),

@@ -147,24 +147,30 @@ def contrast(results: Results, pairs: Sequence[tuple[Line, Line]], title: str) -
     return f"- {title}: {verdict}. {figures} points, {trainings} of each.\n"
 
 
-def against(results: Results, reference: str) -> str:
-    """Every other variant beside the reference, at the same strengths."""
-    found = lines(results)
+def beside(found: list[Line], results: Results, variant: str, reference: str) -> str:
+    """A variant and another, at the same strengths."""
     usual = {line.strength: line for line in found if line.variant == reference}
-    text = ""
-    for variant in dict.fromkeys(line.variant for line in found):
-        pairs = [
-            (line, usual[line.strength])
-            for line in found
-            if line.variant == variant != reference and line.strength in usual
-        ]
-        text += contrast(results, pairs, f"{variant} against {reference}")
-    return text
+    pairs = [
+        (line, usual[line.strength])
+        for line in found
+        if line.variant == variant and line.strength in usual
+    ]
+    return contrast(results, pairs, f"{variant} against {reference}")
 
 
 def cure(results: Results) -> str:
-    """Each part of CURE beside the whole."""
-    return accuracies(results, "weight") + against(results, "full")
+    """Each part of CURE beside the whole, and each shift beside the automatic one.
+
+    The norm's weight is another than the square's: it is not beside the whole.
+    """
+    found = lines(results)
+    text = accuracies(results, "weight")
+    for variant in dict.fromkeys(line.variant for line in found):
+        name, _, shift = variant.partition(", shift ")
+        reference = name if shift else "full"
+        if variant not in ("full", "norm"):
+            text += beside(found, results, variant, reference)
+    return text
 
 
 def combined(results: Results) -> str:

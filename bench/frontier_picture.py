@@ -100,14 +100,14 @@ def within_a_point(a: Line, b: Line) -> bool:
 
 def at_an_end(content: Content) -> list[str]:
     """The methods whose strength is the least or the greatest tried: a wider search might help."""
-    tried: dict[str, list[float]] = {}
+    tried: dict[str, set[float]] = {}
     for row in content["rows"]:
         if row["kind"] == "search":
-            tried.setdefault(row["method"], []).append(row["strength"])
+            tried.setdefault(row["method"], set()).add(row["strength"])
     return [
         f"{line.method} ({line.strength:g})"
         for line in summary(content)
-        for grid in [tried.get(line.method, [])]
+        for grid in [tried.get(line.method, set())]
         if len(grid) > 1 and line.strength in (min(grid), max(grid))
     ]
 
@@ -145,6 +145,8 @@ def claims(content: Content) -> list[tuple[str, bool]]:
             text += "; no penalty comes within one point"
         found.append((text, bool(near) and share <= 0.5))
     naive, ours = lines.get("CURE, authors' structure"), lines.get("CURE")
+    if naive and not ours:
+        found.append(("CURE has no figures to compare", False))
     if naive and ours:
         share = ours.step / naive.step
         text = (

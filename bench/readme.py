@@ -64,11 +64,13 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def made(results: dict[str, Any]) -> str:
-    """Where, with what and by which command."""
+    """Where, with what, by which command, and of which commits: a run may go on at a later one."""
     p = results["provenance"]
+    rows = dict.fromkeys(row["commit"] for row in results.get("rows", []) if "commit" in row)
+    commits = ", ".join(commit[:12] + commit[40:] for commit in rows or [p["commit"]])
     return (
         f"{p['machine']}, {p['threads']} threads, torch {p['torch']}, Python {p['python']}, "
-        f"commit {p['commit'][:12]}; `{p['command']}`.\n"
+        f"commit {commits}; `{p['command']}`.\n"
     )
 
 
@@ -456,10 +458,11 @@ def frontier(name: str) -> Callable[[], str]:
             return NOT_MEASURED
         setting, rows = results["setting"], results["rows"]
         steps = setting["clean_epochs"] * -(-setting["train"] // setting["batch_size"])
-        failed = {r["method"] for r in rows if r["kind"] == "final" and "failed" in r}
+        searched = {r["method"] for r in rows if r["kind"] == "search"}
+        failed = searched - {line.method for line in summary(results)}
         ends = at_an_end(results)
-        alone = {line.strength for line in summary(results) if line.method in ("FGSM-RS", "PGD-7")}
-        agreed = alone == {setting["combined_eps"]}
+        found = {line.method: line.strength for line in summary(results)}
+        agreed = all(found.get(name) == setting["combined_eps"] for name in ("FGSM-RS", "PGD-7"))
         where = f"../bench/results/frontier-{name}"
         return (
             f"{data_title(results)}: {setting['train']:,} training and {setting['test']:,} test "

@@ -222,8 +222,17 @@ def combined() -> Study:
     methods = [
         Method("no penalty", "plain"),
         Method("FGSM-RS", "attack", **attack),
-        Method("PGD-7", "attack", attack=lambda strength: {"name": "pgd", "eps": eps, "steps": 7}),
+        Method(
+            "FGSM-RS, eps 0.3", "attack", attack=lambda strength: {"name": "fgsm-rs", "eps": 0.3}
+        ),
     ]
+    methods += [
+        Method(
+            f"PGD-{steps}", "attack",
+            attack=lambda strength, steps=steps: {"name": "pgd", "eps": eps, "steps": steps},
+        )
+        for steps in (2, 7)
+    ]  # fmt: skip
     methods += [
         Method(
             f"FGSM-RS + {name}", "both", _penalty("anchored-cure", **formula, **more),

@@ -143,10 +143,11 @@ def test_trades_attacks_the_divergence_of_the_clean_outputs(small):
     assert not torch.equal(found, trades_augmentation(0.1, steps=4)(model, x, y))
 
 
-def test_the_scale_of_a_loss_is_that_of_its_divergence_too(small):
+@pytest.mark.parametrize("penalties", [[], [{"name": "gn"}]])
+def test_the_scale_of_a_loss_is_that_of_its_divergence_too(small, penalties):
     grads = []
     for scale in (1.0, 64.0):
-        run = trainer(small, "trades", precision="float16", penalties=[{"name": "gn"}])
+        run = trainer(small, "trades", precision="float16", penalties=penalties)
         run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         run.model.train()
         run.step(torch.arange(96))  # which leaves `.grad` unscaled

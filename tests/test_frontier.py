@@ -401,12 +401,20 @@ def test_claims_are_judged_by_the_figures(cure, expected):
     assert [holds for _, holds in found] == expected
 
 
-def test_a_goal_that_failed_is_no_claim_less():
+def test_what_failed_holds_no_claim():
     from frontier_picture import claims
 
-    rows = content(("CURE", "penalty", None, 3.0, 90), ("PGD-7", "attack", None, 7.0, 90))
-    rows["rows"][2]["failed"] = "the loss"
-    assert claims(rows) == [("PGD-7 has no figures to compare with", False)]
+    found = content(
+        ("CURE", "penalty", None, 3.0, 90),
+        ("PGD-7", "attack", None, 7.0, 90),
+        ("CURE, authors' structure", "naive", "CURE", 8.0, 80),
+    )
+    for row in found["rows"][:4]:
+        row["failed"] = "the loss"
+    assert claims(found) == [
+        ("PGD-7 has no figures to compare with", False),
+        ("CURE has no figures to compare", False),
+    ]
 
 
 def test_one_point_less_is_within_one_point():
@@ -429,6 +437,9 @@ def test_strengths_at_an_end_of_the_grid_are_named():
     found = content(("GN", "penalty", None, 2.0, 80), ("CURE", "penalty", None, 4.0, 86))
     for method, grid in (("GN", (1.0, 2.0, 3.0)), ("CURE", (0.5, 1.0, 2.0)), ("LLR", (1.0, 2.0))):
         found["rows"] += [{"kind": "search", "method": method, "strength": s} for s in grid]
+    found["rows"] += content(("no penalty", "plain", None, 1.0, 10))["rows"]
+    twice = {"kind": "search", "method": "no penalty", "strength": 1.0}
+    found["rows"] += [{**twice, "seed": seed} for seed in (0, 1)]
     assert at_an_end(found) == ["GN (1)"]
 
 

@@ -72,7 +72,8 @@ class Trainer:
             crop and flip; see `robustkern.training.adversarial`. Loss and penalty are taken there.
         trades_beta: with it loss and penalty are taken at the images before the augmentation, and
             trades_beta KL(f(x) || f(augmented x)) is added to the loss (TRADES, Zhang et al. 2019),
-            at two more passes each way; batch norm's running statistics see them too.
+            at one more pass each way, beside a penalty two; batch norm's running statistics see
+            them too.
         precision: `float32`, `float64`, or autocast to `bfloat16` or `float16`, the last with a
             `GradScaler`.
         batch_norm: `batch` or `eval`; see `robustkern.backward`.

@@ -14,15 +14,13 @@ import argparse
 import copy
 import dataclasses
 import functools
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import Results, Row, begin, check_enough, held_out, smoke, train
+from frontier import Results, Row, check_enough, held_out, processes, smoke, train
 from frontier_methods import Method, network, trainer
 from penalty_gradients import batches, explained, roughness
 from results import PROVENANCE
@@ -199,8 +197,7 @@ def run(name: str, small: bool, data: Dataset, results: Results, workers: int) -
     left = [task for task in every if not results.has(*task)]
     if left:
         announce(name, small, data, left, workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, begin, (Laboratory, name, small, data)) as pool:
+    with processes(workers, Laboratory, name, small, data) as pool:
         train(pool, every, results)
 
 

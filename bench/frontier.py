@@ -309,6 +309,16 @@ def begin(make: Callable[..., Any], *arguments: Any) -> None:
     _BENCH.append(make(*arguments))
 
 
+def processes(workers: int, make: Callable[..., Any], *arguments: Any) -> ProcessPoolExecutor:
+    """So many workers, begun with `make`."""
+    # glibc would give the memory of each batch back, and an attack spend a third of its time on
+    # getting it again.
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        os.environ.setdefault(name, str(2**30))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, begin, (make, *arguments))
+
+
 def _end_with_parent() -> None:
     """A worker would work off what it was given, for nobody, when its parent has been killed."""
     parent = multiprocessing.parent_process()
@@ -348,8 +358,7 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
     kept = results.path.with_name(f"{results.path.stem}-networks")
     kept.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, begin, (Bench, setting, data, kept)) as pool:
+    with processes(workers, Bench, setting, data, kept) as pool:
         # All strengths on one seed, the best on another, the best of both on every seed.
         grids = {m.name: m.grid for m in every}
         for seed, best in enumerate((FINALISTS, 1)):

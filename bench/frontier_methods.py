@@ -174,7 +174,7 @@ def methods(setting: Setting) -> list[Method]:
     tv_seldom = penalty("tv", p=1.0, every=2)
     # For TV half of eps, which a weight can meet that is this times a power of two.
     far, half = LONGER_SHIFT[setting.set], eps / 2
-    many = round(5 / 3 * setting.epochs)  # where a step is cheap
+    more, many = setting.epochs + 1, round(5 / 3 * setting.epochs)  # where a step is cheap
     found = [
         Method("no penalty", "plain"),
         Method(
@@ -224,8 +224,12 @@ def methods(setting: Setting) -> list[Method]:
                fixed("fgsm-rs"), shifted(far), grids["cure combined"]),
         Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}", "both", tv_seldom,
                fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"]),
-        Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}, {many} epochs", "both",
-               tv_seldom, fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"], epochs=many),
+        *(
+            Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}, {epochs} epochs", "both",
+                   tv_seldom, fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"],
+                   epochs=epochs)
+            for epochs in (more, many)
+        ),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),
         Method("FGSM-RS + SGR", "both", sgr, fixed("fgsm-rs"), grid=grids["sgr combined"]),

@@ -226,9 +226,8 @@ def test_every_method_is_searched_alike(tmp_path, monkeypatch):
 
     monkeypatch.setattr(frontier, "_trained", trained)
     monkeypatch.setattr(frontier, "announce", lambda *arguments: None)
-    monkeypatch.setattr(frontier, "begin", lambda *arguments: None)
     monkeypatch.setattr(
-        frontier, "ProcessPoolExecutor", lambda workers, *arguments: ThreadPoolExecutor(workers)
+        frontier, "processes", lambda workers, *arguments: ThreadPoolExecutor(workers)
     )
     monkeypatch.setattr(
         frontier.Bench, "step_times", lambda *arguments, **more: {"no penalty": [1.0]}

@@ -54,7 +54,7 @@ def test_the_papers_figures_are_those_it_is_held_against():
 
 
 def test_the_command_is_that_of_a_method_in_the_table():
-    method = "FGSM-RS + TV, p=1, every 2nd step, shift 0.075"
+    method = "FGSM-RS + TV, p=1, every 2nd step, shift 0.075, 4 epochs"
     finals = [
         row
         for row in results("frontier-mnist")["rows"]

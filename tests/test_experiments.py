@@ -207,7 +207,7 @@ def test_a_killed_run_repeats_nothing(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(frontier, "_trained", trained)
     monkeypatch.setattr(experiments, "announce", lambda *_: None)
-    monkeypatch.setattr(experiments, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
+    monkeypatch.setattr(experiments, "processes", lambda n, *_: ThreadPoolExecutor(n))
     data, output = write(tmp_path / "images.npz", images(1, 96)), tmp_path / "results.json"
     arguments = ("cure", "--data", data, "--smoke", "--workers", "1", "--output", str(output))
     call(monkeypatch, *arguments)

@@ -42,7 +42,7 @@ import robustkern
 from robustkern.evaluation import accuracy, apgd, pgd
 from robustkern.evaluation.passes import Attack
 from robustkern.training.data import Dataset, load
-from robustkern.training.files import write_json
+from robustkern.training.files import atomic_path, write_json
 from robustkern.training.trainer import Trainer
 
 FINALISTS = 2  # strengths of a method that are searched on a second seed
@@ -153,7 +153,8 @@ class Bench:
             "seconds": sum(record.seconds for record in records),
         }
         if file is not None:
-            torch.save({"model": run.model.state_dict(), "cost": cost}, file)
+            with atomic_path(file) as temporary:
+                torch.save({"model": run.model.state_dict(), "cost": cost}, temporary)
         return run.model, cost
 
     def searched(self, model: nn.Module) -> Row:
@@ -357,6 +358,8 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     every = [m for m in bench.methods.values() if not m.compiled and (not only or m.name in only)]
     announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
     kept = results.path.with_name(f"{results.path.stem}-networks")
+    if not results.rows:  # what lies there is of another run
+        shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True, exist_ok=True)
     with processes(workers, Bench, setting, data, kept) as pool:
         # All strengths on one seed, the best on another, the best of both on every seed.

@@ -217,7 +217,12 @@ def test_every_method_is_searched_alike(tmp_path, monkeypatch):
 
     asked = []
 
+    stale = tmp_path / "f-networks" / "gn-1-0.pt"
+    stale.parent.mkdir()
+    stale.touch()
+
     def trained(kind, method, strength, seed):
+        assert not stale.exists()
         asked.append((kind, method, strength, seed))
         row = {"kind": kind, "method": method, "strength": strength, "seed": seed}
         if method == "LLR" and seed == 1:

@@ -234,9 +234,7 @@ def test_every_method_is_searched_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(
         frontier, "processes", lambda workers, *arguments: ThreadPoolExecutor(workers)
     )
-    monkeypatch.setattr(
-        frontier.Bench, "step_times", lambda *arguments, **more: {"no penalty": [1.0]}
-    )
+    monkeypatch.setattr(frontier, "step_rows", lambda *arguments: [])
     x, y = torch.rand(6_600, 1, 2, 2), torch.arange(6_600) % 10
     results = frontier.Results(tmp_path / "f.json", MNIST, "")
     frontier.run(MNIST, Dataset("r", x, y, x, y), results, 1, ["no penalty", "GN", "LLR"])
@@ -276,6 +274,32 @@ def test_what_the_search_has_trained_is_not_trained_again(tmp_path, monkeypatch)
         assert torch.equal(value, again.state_dict()[key])
         assert torch.equal(value, alone.state_dict()[key])
     assert not all(map(torch.equal, first.parameters(), other.parameters()))
+
+
+def test_steps_are_timed_in_several_processes(monkeypatch):
+    import frontier
+    from frontier_methods import MNIST
+
+    measured = iter(
+        [
+            {"no penalty": [1.0, 1.0], "CURE": [4.0, 5.0], "CURE, compiled": [3.0, 3.0]},
+            {"no penalty": [2.0, 2.0], "CURE": [8.0, 9.0]},
+        ]
+    )
+    asked = []
+    monkeypatch.setattr(
+        frontier, "_step_times", lambda *task: (asked.append(task), next(measured))[1]
+    )
+    monkeypatch.setattr(frontier, "processes", lambda workers, *more: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(frontier, "TIMERS", 2)
+    setting = dataclasses.replace(MNIST, timing_rounds=3)
+    names = ["no penalty", "CURE", "CURE, compiled", "GN"]
+    rows = {row["method"]: row for row in frontier.step_rows(setting, None, names)}
+    assert asked == [(names, 2, True)] * 2
+    assert list(rows) == names[:3]
+    assert rows["CURE"]["plain_steps"] == (4.0 + 4.5) / 2  # of 4, 5, 4 and 4.5
+    assert rows["CURE"]["seconds"] == (5.0 + 8.0) / 2
+    assert [row["rounds"] for row in rows.values()] == [4, 4, 2]
 
 
 def test_the_strength_is_the_most_robust_of_those_that_keep_clean_accuracy():

@@ -364,11 +364,12 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
         shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True, exist_ok=True)
     with processes(workers, Bench, setting, data, kept) as pool:
-        # All strengths on one seed, the best on another, the best of both on every seed.
+        # All strengths on one seed, the best on another, the best of both on every seed. The first
+        # methods train last: they are quick, and leave no worker idle for long.
         grids = {m.name: m.grid for m in every}
         for seed, best in enumerate((FINALISTS, 1)):
             search = [("search", name, s, seed) for name, grid in grids.items() for s in grid]
-            train(pool, search, results)
+            train(pool, search[::-1], results)
             grids = {
                 m.name: ranking(results.rows, m, setting.margin, grids[m.name], seed + 1)[:best]
                 for m in every
@@ -379,7 +380,7 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
             for strength in grid
             for seed in range(setting.seeds)
         ]
-        train(pool, final, results)
+        train(pool, final[::-1], results)
     shutil.rmtree(kept)
     timed = {row["method"] for row in results.rows if row["kind"] == "step"}
     untimed = [name for name in bench.methods if name not in timed]

@@ -171,7 +171,7 @@ def methods(setting: Setting) -> list[Method]:
     cure, sgr = penalty("cure", **formula), penalty("sgr", standardize="data")
     gn, tv, tv_l1 = penalty("gn"), penalty("tv"), penalty("tv", p=1.0)
     cure_seldom = penalty("anchored-cure", **formula, every=8)
-    tv_seldom = penalty("tv", p=1.0, every=2)
+    tv_seldom, tv_rarely = (penalty("tv", p=1.0, every=every) for every in (2, 4))
     # For TV half of eps, which a weight can meet that is this times a power of two.
     far, half = LONGER_SHIFT[setting.set], eps / 2
     more, many = setting.epochs + 1, round(5 / 3 * setting.epochs)  # where a step is cheap
@@ -225,10 +225,12 @@ def methods(setting: Setting) -> list[Method]:
         Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}", "both", tv_seldom,
                fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"]),
         *(
-            Method(f"FGSM-RS + TV, p=1, every 2nd step, shift {half:.2g}, {epochs} epochs", "both",
-                   tv_seldom, fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"],
+            Method(f"FGSM-RS + TV, p=1, every {ordinal} step, shift {half:.2g}, {epochs} epochs",
+                   "both", seldom, fixed("fgsm-rs"), shifted(half), grids["tv l1 combined"],
                    epochs=epochs)
-            for epochs in (more, many)
+            for ordinal, seldom, epochs in (
+                ("2nd", tv_seldom, more), ("4th", tv_rarely, more), ("2nd", tv_seldom, many)
+            )
         ),
         Method("FGSM-RS + GradAlign", "both", attack=fixed("fgsm-rs"), grid=grids["grad align"],
                grad_align=True),

@@ -244,11 +244,12 @@ def combined() -> Study:
         (0.075, {}, (0.01, 0.02, 0.05, 0.1)),
         (0.15, {}, (0.02, 0.05)),
         (0.075, {"every": 2}, (0.02, 0.05)),
+        (0.075, {"every": 4}, (0.02, 0.05)),
     ]
     methods += [
         Method(
-            f"FGSM-RS + TV, p=1, shift {at:g}" + ", every 2" * bool(more), "both",
-            _penalty("tv", p=1.0, **more),
+            ", ".join([f"FGSM-RS + TV, p=1, shift {at:g}", *(f"every {k}" for k in more.values())]),
+            "both", _penalty("tv", p=1.0, **more),
             options=lambda strength, at=at: {"shift": at}, grid=grid, **attack,
         )
         for at, more, grid in tv

@@ -391,7 +391,9 @@ class Passes:
             norms = torch.cat([functional.gradient_norm(v, 2) for v in cotangents])
             moving, squares = (norms > 0).sum(), (norms * norms).sum()
             inputs = widen(self.inputs)
-            variance = inputs.var(correction=0)  # torch.var_mean takes four times as long on a CPU
+            shift: Tensor | float | None = self._shift
+            # On a CPU torch.var_mean takes four times as long.
+            variance = inputs.var(correction=0) if shift is None else inputs.new_zeros(())
             if together:
                 found = ranks.gather(
                     self.inputs.device, moving, squares, len(inputs), inputs.mean(), variance
@@ -399,7 +401,6 @@ class Passes:
                 moving, squares = found[:, 0].sum(), found[:, 1].sum()
                 variance = _pooled_variance(*found[:, 2:].unbind(1))
             length = (squares / (moving.clamp_min(1) * cotangents[0][0].numel())).sqrt()
-            shift: Tensor | float | None = self._shift
             if shift is None:
                 deviation = variance.sqrt()
                 shift = _SHIFTS[self._compute_dtype] * torch.where(deviation > 0, deviation, 1)

@@ -296,7 +296,7 @@ class Trainer:
         seed = int(torch.randint(2**62, (), generator=self.batches))
         devices = [] if self.device.type == "cpu" else [self.device]
         with torch.random.fork_rng(devices, device_type=self.device.type):
-            # torch.manual_seed takes most of a millisecond, for devices that a CPU's run does not use.
+            # torch.manual_seed takes most of a millisecond, for devices that may not be there.
             (torch.manual_seed if devices else torch.default_generator.manual_seed)(seed)
             yield
 

@@ -48,7 +48,7 @@ from robustkern.training.trainer import Trainer
 
 FINALISTS = 2  # strengths of a method that are searched on a second seed
 SPAN = 8  # steps timed as one, so that what comes every second, fourth or eighth counts in full
-TIMERS = 4  # processes that time steps: where memory comes to lie in one changes ratios by a tenth
+TIMERS = 4  # processes that time steps, so that what is peculiar to one does not decide
 Row = dict[str, Any]
 
 
@@ -199,16 +199,16 @@ class Bench:
 
     def step_times(
         self, names: Iterable[str], rounds: int, compiled: bool
-    ) -> dict[str, list[float]]:
-        """Seconds of a step of each method, in turn, round after round.
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Seconds of a step of each method, in turn, and of a plain one taken just before.
 
         Args:
             names: of the methods.
             rounds: after a step of each that warms up.
             compiled: the compiled methods too; where there is no compiler they have no times.
         """
-        runs, times = {}, {}
-        for name in names:
+        runs: dict[str, Trainer] = {}
+        for name in dict.fromkeys(["no penalty", *names]):
             method = self.methods[name]
             if method.compiled and not compiled:
                 continue
@@ -220,10 +220,15 @@ class Bench:
                     raise
                 tqdm.write(f"{name}: no step, {type(error).__name__}")
                 continue
-            runs[name], times[name] = run, []
+            runs[name] = run
+        plain = runs["no penalty"]
+        times: dict[str, list[tuple[float, float]]] = {n: [] for n in names if n in runs}
         for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(self._steps(run, SPAN) / SPAN)
+            for name in times:
+                beside = self._steps(plain, SPAN) / SPAN
+                run = runs[name]
+                own = beside if run is plain else self._steps(run, SPAN) / SPAN
+                times[name].append((own, beside))
         return times
 
     def _steps(self, run: Trainer, steps: int) -> float:
@@ -385,12 +390,11 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     timed = {row["method"] for row in results.rows if row["kind"] == "step"}
     untimed = [name for name in bench.methods if name not in timed]
     if untimed:
-        rows = step_rows(setting, data, list(dict.fromkeys(["no penalty", *untimed])))
-        results.append(*(row for row in rows if row["method"] in untimed))
+        results.append(*step_rows(setting, data, untimed))
 
 
-def _step_times(*arguments: Any) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = _BENCH[0].step_times(*arguments)
+def _step_times(*arguments: Any) -> dict[str, list[tuple[float, float]]]:
+    times: dict[str, list[tuple[float, float]]] = _BENCH[0].step_times(*arguments)
     return times
 
 
@@ -406,8 +410,7 @@ def step_rows(setting: Setting, data: Dataset, names: list[str]) -> list[Row]:
             bar.update(rounds)
     rows = []
     for name in names:
-        times = [(t[name], t["no penalty"]) for t in found if name in t]
-        pairs = [pair for both in times for pair in zip(*both, strict=True)]
+        pairs = [pair for times in found for pair in times.get(name, ())]
         if pairs:
             rows.append(
                 {
@@ -424,7 +427,7 @@ def announce(untrained: Bench, every: list[Method], workers: int) -> None:
     """Say how much there is to do, from one timed step of each method."""
     setting = untrained.setting
     times = untrained.step_times(untrained.methods, 1, compiled=False)
-    seconds = {name: statistics.median(values) for name, values in times.items()}
+    seconds = {name: own for name, ((own, _),) in times.items()}
     steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
     searches = {m.name: len(m.grid) + min(len(m.grid), FINALISTS) for m in every}
     finals = len(every) * setting.seeds

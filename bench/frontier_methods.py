@@ -72,7 +72,7 @@ class Setting:
     restarts: int = 2
     apgd_images: int = 300
     apgd_steps: int = 50
-    timing_rounds: int = 16
+    timing_rounds: int = 12
 
     @property
     def steps_per_epoch(self) -> int:

@@ -282,8 +282,12 @@ def test_steps_are_timed_in_several_processes(monkeypatch):
 
     measured = iter(
         [
-            {"no penalty": [1.0, 1.0], "CURE": [4.0, 5.0], "CURE, compiled": [3.0, 3.0]},
-            {"no penalty": [2.0, 2.0], "CURE": [8.0, 9.0]},
+            {
+                "no penalty": [(1.0, 1.0), (1.0, 1.0)],
+                "CURE": [(4.0, 1.0), (5.0, 1.0)],
+                "CURE, compiled": [(3.0, 1.0), (3.0, 1.0)],
+            },
+            {"no penalty": [(2.0, 2.0), (2.0, 2.0)], "CURE": [(8.0, 2.0), (9.0, 2.0)]},
         ]
     )
     asked = []

@@ -204,7 +204,7 @@ class Bench:
 
         Args:
             names: of the methods.
-            rounds: after a step of each that warms up.
+            rounds: after a step of each that warms up, without what comes every other step only.
             compiled: the compiled methods too; where there is no compiler they have no times.
         """
         runs: dict[str, Trainer] = {}
@@ -370,7 +370,7 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     kept.mkdir(parents=True, exist_ok=True)
     with processes(workers, Bench, setting, data, kept) as pool:
         # All strengths on one seed, the best on another, the best of both on every seed. The first
-        # methods train last: they are quick, and leave no worker idle for long.
+        # methods train last: most are quick, and leave no worker idle for long.
         grids = {m.name: m.grid for m in every}
         for seed, best in enumerate((FINALISTS, 1)):
             search = [("search", name, s, seed) for name, grid in grids.items() for s in grid]
@@ -389,7 +389,8 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     shutil.rmtree(kept)
     timed = {row["method"] for row in results.rows if row["kind"] == "step"}
     untimed = [name for name in bench.methods if name not in timed]
-    if untimed:
+    # Where there is no compiler, compiled methods stay untimed.
+    if any(not bench.methods[name].compiled for name in untimed):
         results.append(*step_rows(setting, data, untimed))
 
 
@@ -403,11 +404,9 @@ def step_rows(setting: Setting, data: Dataset, names: list[str]) -> list[Row]:
     rounds = math.ceil(setting.timing_rounds / TIMERS)
     compiled = setting.timing_rounds > 1
     found = []
-    with tqdm(total=setting.timing_rounds, unit="round", desc="timing steps") as bar:
-        while bar.n < setting.timing_rounds:
-            with processes(1, Bench, setting, data) as pool:
-                found.append(pool.submit(_step_times, names, rounds, compiled).result())
-            bar.update(rounds)
+    for _ in tqdm(range(0, setting.timing_rounds, rounds), unit="process", desc="timing steps"):
+        with processes(1, Bench, setting, data) as pool:
+            found.append(pool.submit(_step_times, names, rounds, compiled).result())
     rows = []
     for name in names:
         pairs = [pair for times in found for pair in times.get(name, ())]
@@ -424,7 +423,7 @@ def step_rows(setting: Setting, data: Dataset, names: list[str]) -> list[Row]:
 
 
 def announce(untrained: Bench, every: list[Method], workers: int) -> None:
-    """Say how much there is to do, from one timed step of each method."""
+    """Say how much there is to do, from a few timed steps of each method."""
     setting = untrained.setting
     times = untrained.step_times(untrained.methods, 1, compiled=False)
     seconds = {name: own for name, ((own, _),) in times.items()}

@@ -72,6 +72,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the networks")
     parser.add_argument("--train-size", type=int, default=12_000, help="images to train on")
     options = parser.parse_args()
+    images = len(load(options.data).x_train)
+    if images < options.train_size + HELD_OUT:
+        parser.error(
+            f"--data must hold {HELD_OUT} training images more than --train-size, "
+            f"got {images} and {options.train_size}"
+        )
     common = {"data": options.data, "train_size": options.train_size, "epochs": EPOCHS}
     starts = [
         finished(options.output / kind / "start", seed=seed, curvature=RADIUS, **common)

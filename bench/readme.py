@@ -442,7 +442,9 @@ def frontier_edge() -> str:
         return NOT_MEASURED
     return (
         "![PGD accuracy against cost](bench/results/frontier-mnist.png)\n"
-        + frontier_table(results, beside=("CURE, authors' structure", "CURE", "PGD-7"))
+        + frontier_table(
+            results, beside=("no penalty", "CURE, authors' structure", "CURE", "PGD-7")
+        )
         + judged(results)
         + "\n"
         + made(results)

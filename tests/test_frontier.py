@@ -276,6 +276,33 @@ def test_what_the_search_has_trained_is_not_trained_again(tmp_path, monkeypatch)
     assert not all(map(torch.equal, first.parameters(), other.parameters()))
 
 
+def test_a_step_is_timed_beside_a_plain_one(monkeypatch):
+    import frontier
+    import torch
+    from frontier_methods import MNIST
+
+    from robustkern.training.data import Dataset
+
+    setting = dataclasses.replace(
+        MNIST, train=16, validation=16, test=16, batch_size=16, clean_epochs=0
+    )
+    x, y = torch.rand(32, 1, 8, 8), torch.arange(32) % 10
+    bench = frontier.Bench(setting, Dataset("random", x, y, x, y))
+    timed = []
+
+    def steps(run, count):
+        timed.append((run.penalty.penalty is not None, count))
+        return float(count * len(timed))
+
+    monkeypatch.setattr(bench, "_steps", steps)
+    times = bench.step_times(["GN"], 2, compiled=False)
+    warm, span = [(False, 1), (True, 1)], [(False, frontier.SPAN), (True, frontier.SPAN)]
+    assert timed == warm + 2 * span
+    assert times == {"GN": [(4.0, 3.0), (6.0, 5.0)]}
+    timed.clear()
+    assert bench.step_times(["no penalty"], 1, compiled=False) == {"no penalty": [(2.0, 2.0)]}
+
+
 def test_steps_are_timed_in_several_processes(monkeypatch):
     import frontier
     from frontier_methods import MNIST

@@ -84,6 +84,19 @@ def test_ddp_gives_the_gradient_of_one_process(ranks, name, split):
     group="many processes",
     note="one reduction a step; batches of unequal sizes too",
 )
+def test_ddp_takes_the_shift_it_is_given(ranks):
+    _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE(), shift=0.3)
+    _, other, _ = two_ranks.one_process(two_ranks.plain_network, CURE())
+    assert not torch.allclose(truth, other, rtol=1e-2)
+    for found in results(ranks, "ddp-shift"):
+        agree(found["gradient"], truth, 1e-4)
+
+
+@pytest.mark.setting(
+    "DistributedDataParallel",
+    group="many processes",
+    note="one reduction a step; batches of unequal sizes too",
+)
 def test_ddp_in_eval_mode(ranks):
     _, truth, _ = two_ranks.one_process(two_ranks.plain_network, CURE(), batch_norm="eval")
     for found in results(ranks, "ddp-eval"):

@@ -338,6 +338,7 @@ def scenarios():
     for name in PENALTIES:
         for split in SPLITS:
             yield f"ddp-{name}-{split}", lambda name=name, split=split: ddp(name, split)
+    yield "ddp-shift", lambda: ddp("cure", shift=0.3)
     yield "ddp-eval", lambda: ddp("cure", batch_norm="eval")
     for split in SPLITS:
         options = {"make_model": shared_norm_network, "split": split}

@@ -52,14 +52,14 @@ METHODS = {
     "GN": Method(lambda weight: penalties({"name": "gn", "weight": weight}), (30, 100, 300, 1000)),
     "SGR": Method(
         lambda weight: penalties({"name": "sgr", "weight": weight, "standardize": "data"}),
-        (300, 1000, 3000, 10_000),
+        (1000, 3000, 10_000, 30_000),
     ),
     "TV+Lipschitz": Method(
         lambda weight: penalties(
             {"name": "tv", "weight": weight, "p": 1.0},
             {"name": "lipschitz", "weight": 0.01, "p": 1.0},
         ),
-        (0.075, 0.15, 0.3, 0.6),
+        (0.02, 0.04, 0.075, 0.15),
     ),
     "PGD-7 AT": Method(lambda _: {"adversarial": {"name": "pgd", "eps": RADIUS, "steps": 7}}),
 }

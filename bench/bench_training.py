@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from frontier_methods import network
 from results import write_results
 from torch import nn
 from tqdm import tqdm
 
 from robustkern.evaluation import accuracy, pgd
 from robustkern.training.data import Dataset, load
-from robustkern.training.models import Normalize, ResNet, cnn, pixel_statistics
 from robustkern.training.naive import NaiveCURETrainer
 from robustkern.training.penalty import ScheduledPenalty
 from robustkern.training.schedules import Schedule
@@ -42,7 +42,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set, a network, a recipe and the methods to compare."""
+    """Of a data set: sizes, a recipe and the methods to compare."""
 
     train: int
     test: int
@@ -55,15 +55,6 @@ class Setting:
     steps: int
     seeds: int
     methods: tuple[Method, ...]
-
-    def network(self, data: Dataset) -> nn.Module:
-        """The small network of the comparison, behind its normalization."""
-        body = (
-            cnn(data.shape, data.classes, width=16)
-            if data.shape[0] == 1
-            else ResNet(12, (1, 1, 1), data.shape[0], data.classes)
-        )
-        return nn.Sequential(Normalize(*pixel_statistics(data.x_train)), body)
 
 
 def cure(weight: float, h: float, name: str = "cure", **options: Any) -> dict[str, Any]:
@@ -139,7 +130,7 @@ def main() -> None:
     with tqdm(total=epochs, unit="epoch") as bar:
         for seed in range(setting.seeds):
             torch.manual_seed(seed)
-            clean = trainer(setting.methods[0], setting.network(data), data, setting, seed)
+            clean = trainer(setting.methods[0], network(data), data, setting, seed)
             for _ in range(setting.clean_epochs):
                 clean.run_epoch()
                 bar.update()

@@ -27,6 +27,7 @@ import shutil
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -363,7 +364,7 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
     torch.set_num_threads(1)
     bench = Bench(setting, data)
     every = [m for m in bench.methods.values() if not m.compiled and (not only or m.name in only)]
-    announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, workers)
+    announce(Bench(dataclasses.replace(setting, clean_epochs=0), data), every, results, workers)
     kept = results.path.with_name(f"{results.path.stem}-networks")
     if not results.rows:  # what lies there is of another run
         shutil.rmtree(kept, ignore_errors=True)
@@ -388,7 +389,7 @@ def run(setting: Setting, data: Dataset, results: Results, workers: int, only: l
         train(pool, final[::-1], results)
     shutil.rmtree(kept)
     timed = {row["method"] for row in results.rows if row["kind"] == "step"}
-    untimed = [name for name in bench.methods if name not in timed]
+    untimed = [name for name in only or bench.methods if name not in timed]
     # Where there is no compiler, compiled methods stay untimed.
     if any(not bench.methods[name].compiled for name in untimed):
         results.append(*step_rows(setting, data, untimed))
@@ -422,25 +423,32 @@ def step_rows(setting: Setting, data: Dataset, names: list[str]) -> list[Row]:
     return rows
 
 
-def announce(untrained: Bench, every: list[Method], workers: int) -> None:
-    """Say how much there is to do, from a few timed steps of each method."""
+def announce(untrained: Bench, every: list[Method], results: Results, workers: int) -> None:
+    """Say how much there is left to do, from a few timed steps of each method."""
     setting = untrained.setting
-    times = untrained.step_times(untrained.methods, 1, compiled=False)
-    seconds = {name: own for name, ((own, _),) in times.items()}
-    steps = {m.name: untrained.epochs(m.name) * setting.steps_per_epoch for m in every}
-    searches = {m.name: len(m.grid) + min(len(m.grid), FINALISTS) for m in every}
-    finals = len(every) * setting.seeds
-    unseen = max(setting.seeds - 2, 0)  # by the search, whose networks are not trained again
-    trainings = sum(seconds[m.name] * steps[m.name] * (searches[m.name] + unseen) for m in every)
-    plain = seconds["no penalty"] / setting.batch_size
+    done = Counter((row["kind"], row["method"]) for row in results.rows)
+    searches, finals = {}, {}
+    for m in every:
+        searches[m.name] = len(m.grid) + min(len(m.grid), FINALISTS) - done["search", m.name]
+        finals[m.name] = setting.seeds - done["final", m.name]
+    # The search's networks of the first two seeds are not trained again.
+    unseen = {name: min(left, max(setting.seeds - 2, 0)) for name, left in finals.items()}
+    times = untrained.step_times([m.name for m in every], 1, compiled=False)
+    plain = times["no penalty"][0][0] / setting.batch_size
     attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
     attacks += setting.apgd_steps * setting.apgd_images
-    evaluations = plain * finals * attacks
+    evaluations = plain * sum(finals.values()) * attacks
     evaluations += plain * sum(searches.values()) * setting.search_steps * setting.validation
-    minutes = (trainings + evaluations) / workers / 60
+    trainings = timing = 0.0
+    for name, ((own, beside),) in times.items():
+        steps = untrained.epochs(name) * setting.steps_per_epoch
+        trainings += own * steps * (searches[name] + unseen[name])
+        if not done["step", name]:
+            timing += (own + beside) * SPAN * setting.timing_rounds
+    minutes = ((trainings + evaluations) / workers + timing) / 60
     print(
-        f"{sum(searches.values())} trainings to search strengths, {unseen * len(every)} more to "
-        f"measure {finals} networks, "
+        f"{sum(searches.values())} trainings to search strengths, {sum(unseen.values())} more to "
+        f"measure {sum(finals.values())} networks, "
         f"in {workers} process(es): about {minutes:.0f} minutes, if this machine does nothing else"
     )
 

@@ -145,12 +145,14 @@ class ExactTrainer(Trainer):
         return loss.detach(), penalty.detach()
 
 
+def penalty(name: str, **more: Any) -> Callable[[float], list[dict[str, Any]]]:
+    """A penalty whose weight is the strength."""
+    return lambda strength: [{"name": name, "weight": str(strength), **more}]
+
+
 def methods(setting: Setting) -> list[Method]:
     """Every method, each with as many strengths as the others but those that have none."""
     eps, grids = setting.main_eps, setting.grids
-
-    def penalty(name: str, **more: Any) -> Callable[[float], list[dict[str, Any]]]:
-        return lambda strength: [{"name": name, "weight": str(strength), **more}]
 
     def attack(name: str, **more: Any) -> Callable[[float], dict[str, Any]]:
         return lambda strength: {"name": name, "eps": strength, **more}
@@ -247,7 +249,7 @@ def methods(setting: Setting) -> list[Method]:
 
 
 def network(data: Dataset) -> nn.Module:
-    """The small network of bench_training.py, behind its normalization."""
+    """A small network, behind its normalization."""
     body = (
         cnn(data.shape, data.classes, width=16)
         if data.shape[0] == 1

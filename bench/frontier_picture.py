@@ -49,7 +49,7 @@ class Line:
 
 
 def summary(content: Content) -> list[Line]:
-    """The methods whose every seed was trained, from the cheapest on."""
+    """The methods whose every seed was trained and whose step was timed, from the cheapest on."""
     setting = content["setting"]
     main = setting["eps"].index(setting["main_eps"])
     steps_per_epoch = -(-setting["train"] // setting["batch_size"])
@@ -60,7 +60,8 @@ def summary(content: Content) -> list[Line]:
             finals.setdefault(row["method"], []).append(row)
     lines = []
     for method, rows in finals.items():
-        if len(rows) < setting["seeds"] or any("failed" in r for r in rows):
+        unfinished = len(rows) < setting["seeds"] or method not in times
+        if unfinished or any("failed" in r for r in rows):
             continue
         images = setting["test"]
         pgd = zip(*(r["pgd_right"] for r in rows), strict=True)

@@ -78,13 +78,16 @@ TABLES = {
         },
         times=True,
     ),
-    # The two figures under attack are of two strengths, the stronger one last.
+    # Two figures under attack are of two strengths, the stronger one last; one alone is of the
+    # strength that was trained with.
     "sgr": Table(
         "SGR, Roth et al. 2018: CIFAR-10, white box at two strengths of the paper's", 20, (4, 8),
         {
             "clean-carlini-cifar10": Paper(),
             "sgr-sign-carlini-cifar10": Paper("84.2", "33.7 / 10.0"),
             "sgr-pgd-carlini-cifar10": Paper(),
+            "weak-pgd-carlini-cifar10": Paper("81.9", "56.1"),
+            "pgd-carlini-cifar10": Paper("77.7", "40.5"),
         },
     ),
     # The paper's are by I-FGSM.

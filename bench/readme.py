@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import analysis_page
 import experiments_page
 import experiments_why
 import papers_page
+from analysis_page import table
 from frontier_picture import at_an_end, claims, data_title, short, summary
 
 from robustkern.evaluation import verdict
@@ -56,13 +57,6 @@ def read(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table, preceded and followed by a blank line."""
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n"
-
-
 def made(results: dict[str, Any]) -> str:
     """Where, with what, by which command, and of which commits: a run may go on at a later one."""
     p = results["provenance"]
@@ -102,8 +96,16 @@ def demo() -> str:
 
 
 def step() -> str:
-    """Costs of a training step."""
-    return steps(lambda kind: kind == "step")
+    """Costs of a training step, and how much faster CURE is than its authors' structure."""
+    results = read("cpu-step")
+    if results is None:
+        return NOT_MEASURED
+    ratios = {r["method"]: r["ratio"] for r in results["rows"] if r["group"].startswith("step|")}
+    faster = ratios["CURE authors"] / ratios["CURE"]
+    return (
+        steps(lambda kind: kind == "step")
+        + f"CURE is {faster:.2f} times as fast as in its authors' structure.\n\n"
+    )
 
 
 def other_steps() -> str:
@@ -381,10 +383,18 @@ def evaluation() -> str:
     fewer = [f"{name} on {samples[name]}" for name in attacks if samples[name] < whole]
     header = ["network", "clean", *attacks, "worst case", "median L2 distance (CW)", "warnings"]
     note = f" ({', '.join(fewer)})" if fewer else ""
+    search = report["search"]
+    weights = []
+    for name, method in search["methods"].items():
+        tried = sorted(map(float, method["accuracies"]))
+        end = ", an end" if method["best"] in (tried[0], tried[-1]) else ""
+        weights.append(f"{name} {method['best']:g} (of {tried[0]:g} to {tried[-1]:g}{end})")
     return (
         f"Accuracy on {whole:,} test images{note}, no pixel changed by more "
         f"than {report['radius']:g}; the worst case is over all attacks, image by image, with its "
-        f"95% interval. {made(results)}" + table(header, rows)
+        f"95% interval. Each penalty's weight is that whose network was right most often under "
+        f"PGD-20 on {search['images']:,} held-out training images, one network a weight: "
+        f"{', '.join(weights)}. {made(results)}" + table(header, rows)
     )
 
 
@@ -441,7 +451,8 @@ def frontier_edge() -> str:
     if results is None:
         return NOT_MEASURED
     return (
-        "![PGD accuracy against cost](bench/results/frontier-mnist.png)\n"
+        "![PGD accuracy against cost](bench/results/frontier-mnist.png)\n\n"
+        "![the cost of a step](bench/results/frontier-mnist-steps.png)\n"
         + frontier_table(
             results, beside=("no penalty", "CURE, authors' structure", "CURE", "PGD-7")
         )
@@ -460,10 +471,10 @@ def frontier(name: str) -> Callable[[], str]:
             return NOT_MEASURED
         setting, rows = results["setting"], results["rows"]
         steps = setting["clean_epochs"] * -(-setting["train"] // setting["batch_size"])
-        searched = {r["method"] for r in rows if r["kind"] == "search"}
-        failed = searched - {line.method for line in summary(results)}
+        lines = summary(results)
+        failed = {r["method"] for r in rows if "failed" in r} - {line.method for line in lines}
         ends = at_an_end(results)
-        found = {line.method: line.strength for line in summary(results)}
+        found = {line.method: line.strength for line in lines}
         agreed = all(found.get(name) == setting["combined_eps"] for name in ("FGSM-RS", "PGD-7"))
         where = f"../bench/results/frontier-{name}"
         return (
@@ -477,7 +488,10 @@ def frontier(name: str) -> Callable[[], str]:
             + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
             + (f"At an end of the strengths tried: {', '.join(ends)}. " if ends else "")
             + made(results)
-            + f"\n![PGD accuracy against cost]({where}.png)\n"
+            + f"\n![PGD accuracy against cost]({where}.png)\n\n"
+            f"The bars reach from the least to the greatest of the seeds. PGD starts "
+            f"{setting['restarts']} times; APGD takes {setting['apgd_steps']} steps, on "
+            f"{setting['apgd_images']} of the test images.\n"
             + frontier_table(results)
             + f"\n![the cost of a step]({where}-steps.png)\n\n"
             + judged(results)

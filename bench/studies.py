@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from frontier_methods import CIFAR10, MNIST, ExactTrainer, Method, Setting
+from frontier_methods import CIFAR10, MNIST, ExactTrainer, Method, Setting, penalty
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -77,10 +77,6 @@ def activated(model: nn.Module, activation: str) -> nn.Module:
     return fx.GraphModule(model, graph)
 
 
-def _penalty(name: str, **more: Any) -> Callable[[float], list[dict[str, Any]]]:
-    return lambda strength: [{"name": name, "weight": str(strength), **more}]
-
-
 def _scaled(h: float, usual: float, power: int, **more: Any) -> Callable[[float], Any]:
     """CURE of another h, at the weight with which a small h would give the same penalty."""
     return lambda strength: [
@@ -102,7 +98,7 @@ def batch_statistics() -> Study:
     setting = dataclasses.replace(
         CIFAR10, grids={}, train=2_000, clean_epochs=8, epochs=3, eps=(2 / 255, 4 / 255), test=1
     )
-    cure = _penalty("cure", h="0.5")
+    cure = penalty("cure", h="0.5")
     variants = []
     for activation in ACTIVATIONS:
         # What takes most of the time has fewer weights and seeds.
@@ -126,7 +122,7 @@ def batch_statistics() -> Study:
         )  # fmt: skip
         variants.append(Variant(method))
     authors = Method(
-        "ReLU, authors' structure", "naive", _penalty("cure", h="0.5", norm=True), grid=(0.1,),
+        "ReLU, authors' structure", "naive", penalty("cure", h="0.5", norm=True), grid=(0.1,),
         trainer=NaiveCURETrainer,
     )  # fmt: skip
     variants.append(Variant(authors, seeds=2))
@@ -138,16 +134,16 @@ def cure() -> Study:
     h, grid = MNIST.step_length, (0.5,)
     rise, usual = f"0:0,{MNIST.epochs}:{h}", {"h": str(h), "norm": True}
     specs = {
-        "full": _penalty("cure", **usual),
-        "anchored": _penalty("anchored-cure", **usual),
+        "full": penalty("cure", **usual),
+        "anchored": penalty("anchored-cure", **usual),
         **{f"h {other}": _scaled(other, h, 1, norm=True) for other in (0.7, 1.4, 5.6)},
-        "h from 0": _penalty("cure", h=rise, norm=True),
+        "h from 0": penalty("cure", h=rise, norm=True),
         "weight from 0": lambda strength: [
             {"name": "cure", "weight": f"0:0,{MNIST.epochs}:{strength}", **usual}
         ],
-        "gradient": _penalty("cure", **usual, direction="gradient"),
-        "gaussian": _penalty("cure", **usual, direction="gaussian"),
-        "gaussian, 2 samples": _penalty("cure", **usual, direction="gaussian", samples=2),
+        "gradient": penalty("cure", **usual, direction="gradient"),
+        "gaussian": penalty("cure", **usual, direction="gaussian"),
+        "gaussian, 2 samples": penalty("cure", **usual, direction="gaussian", samples=2),
         **{
             f"half sign, half {other}": lambda strength, other=other: [
                 {"name": "cure", "weight": str(strength / 2), **usual, "direction": direction}
@@ -155,8 +151,8 @@ def cure() -> Study:
             ]
             for other in ("gradient", "gaussian")
         },
-        **{f"every {k}": _penalty("cure", **usual, every=k) for k in (2, 4, 8)},
-        "anchored, every 2": _penalty("anchored-cure", **usual, every=2),
+        **{f"every {k}": penalty("cure", **usual, every=k) for k in (2, 4, 8)},
+        "anchored, every 2": penalty("anchored-cure", **usual, every=2),
     }
     methods = [Method("no penalty", "plain")]
     methods += [Method(name, "penalty", each, grid=grid) for name, each in specs.items()]
@@ -182,19 +178,19 @@ def cure_cifar10() -> Study:
     """The same on reduced CIFAR-10, fewer of them."""
     both, one = (0.1, 0.3), (0.1,)
     specs = {
-        "full": (_penalty("cure", h="0.5"), both),
-        "anchored": (_penalty("anchored-cure", h="0.5"), both),
+        "full": (penalty("cure", h="0.5"), both),
+        "anchored": (penalty("anchored-cure", h="0.5"), both),
         "h 0.25": (_scaled(0.25, 0.5, 2), one),
         "h 1": (_scaled(1.0, 0.5, 2), one),
-        "gradient": (_penalty("cure", h="0.5", direction="gradient"), one),
-        "gaussian": (_penalty("cure", h="0.5", direction="gaussian"), one),
-        "every 2": (_penalty("cure", h="0.5", every=2), both),
-        "every 4": (_penalty("cure", h="0.5", every=4), both),
+        "gradient": (penalty("cure", h="0.5", direction="gradient"), one),
+        "gaussian": (penalty("cure", h="0.5", direction="gaussian"), one),
+        "every 2": (penalty("cure", h="0.5", every=2), both),
+        "every 4": (penalty("cure", h="0.5", every=4), both),
     }
     methods = [Method("no penalty", "plain")]
     methods += [Method(name, "penalty", each, grid=grid) for name, (each, grid) in specs.items()]
     # Of the norm, which moves every image as far.
-    norm = _penalty("cure", h="0.5", norm=True)
+    norm = penalty("cure", h="0.5", norm=True)
     methods.append(Method("norm", "penalty", norm, grid=one))
     methods += [
         Method(
@@ -235,7 +231,7 @@ def combined() -> Study:
     ]  # fmt: skip
     methods += [
         Method(
-            f"FGSM-RS + {name}", "both", _penalty("anchored-cure", **formula, **more),
+            f"FGSM-RS + {name}", "both", penalty("anchored-cure", **formula, **more),
             options=lambda strength, more=options: more, grid=grid, **attack,
         )
         for name, (more, options, grid) in specs.items()
@@ -249,7 +245,7 @@ def combined() -> Study:
     methods += [
         Method(
             ", ".join([f"FGSM-RS + TV, p=1, shift {at:g}", *(f"every {k}" for k in more.values())]),
-            "both", _penalty("tv", p=1.0, **more),
+            "both", penalty("tv", p=1.0, **more),
             options=lambda strength, at=at: {"shift": at}, grid=grid, **attack,
         )
         for at, more, grid in tv
@@ -267,11 +263,11 @@ def overfitting() -> Study:
     formula = {"h": str(MNIST.step_length), "norm": True}
     # Of each, a weight at the lower end of what bench/frontier.py searches, and one further up.
     specs = {
-        "CURE": (_penalty("cure", **formula), (0.25, 1.0)),
-        "anchored CURE, every 2": (_penalty("anchored-cure", **formula, every=2), (0.25, 1.0)),
-        "GN": (_penalty("gn"), (10.0, 100.0)),
-        "TV, p=1": (_penalty("tv", p=1.0), (0.05, 0.2)),
-        "LLR": (_penalty("llr", eps=eps), (1.0, 4.0)),
+        "CURE": (penalty("cure", **formula), (0.25, 1.0)),
+        "anchored CURE, every 2": (penalty("anchored-cure", **formula, every=2), (0.25, 1.0)),
+        "GN": (penalty("gn"), (10.0, 100.0)),
+        "TV, p=1": (penalty("tv", p=1.0), (0.05, 0.2)),
+        "LLR": (penalty("llr", eps=eps), (1.0, 4.0)),
     }
     grad_align = (0.2, 1.0)
     attack = {
@@ -351,7 +347,7 @@ class CentralTrainer(Trainer):
 
 def kinks() -> Study:
     """GN by double backward, which sees no kinks, and by first order on one side and on both."""
-    gn, grid = _penalty("gn"), (10.0,)
+    gn, grid = penalty("gn"), (10.0,)
     ways: dict[str, dict[str, Any]] = {
         "double backward": {"trainer": ExactTrainer},
         "first order": {},

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -276,6 +277,44 @@ def test_what_the_search_has_trained_is_not_trained_again(tmp_path, monkeypatch)
     assert not all(map(torch.equal, first.parameters(), other.parameters()))
 
 
+def test_what_is_left_is_announced(tmp_path, monkeypatch, capsys):
+    import frontier
+    import torch
+    from frontier_methods import MNIST
+
+    from robustkern.training.data import Dataset
+
+    x, y = torch.rand(6_600, 1, 2, 2), torch.arange(6_600) % 10
+    bench = frontier.Bench(MNIST, Dataset("random", x, y, x, y))
+    every = [bench.methods["no penalty"], bench.methods["GN"]]
+
+    def step_times(names, rounds, compiled):
+        assert names == ["no penalty", "GN"]
+        return {"no penalty": [(1.0, 1.0)], "GN": [(2.0, 1.0)]}
+
+    monkeypatch.setattr(bench, "step_times", step_times)
+    results = frontier.Results(tmp_path / "f.json", MNIST, "")
+
+    def announced():
+        frontier.announce(bench, every, results, 1)
+        return re.findall(r"\d+", capsys.readouterr().out)
+
+    assert announced()[:4] == ["8", "2", "6", "1"]
+    search = [{"kind": "search", "method": "GN"}] * 6
+    final = [{"kind": "final", "method": "GN"}] * 2
+    results.append(*search, *final)
+    # Two networks of GN are measured; the one that is left is to be trained.
+    assert announced()[:3] == ["2", "2", "4"]
+    plain = [{"kind": "search", "method": "no penalty"}] * 2
+    plain += [{"kind": "final", "method": "no penalty"}] * 3
+    results.append(*plain, {"kind": "final", "method": "GN"})
+    # Of each method a step and a plain one, in rounds, are left.
+    seconds = (1 + 1 + 2 + 1) * frontier.SPAN * MNIST.timing_rounds
+    assert announced() == ["0", "0", "0", "1", f"{seconds / 60:.0f}"]
+    results.append({"kind": "step", "method": "no penalty"}, {"kind": "step", "method": "GN"})
+    assert announced()[-1] == "0"
+
+
 def test_a_step_is_timed_beside_a_plain_one(monkeypatch):
     import frontier
     import torch
@@ -396,6 +435,14 @@ def test_the_edge_is_what_nothing_dominates():
     assert [(line.method, line.on_edge) for line in found] == [
         ("no penalty", True), ("CURE", True), ("PGD-7", True), ("CURE, authors' structure", False),
     ]  # fmt: skip
+
+
+def test_a_method_whose_step_was_not_timed_has_no_line():
+    from frontier_picture import summary
+
+    killed = content(("CURE", "penalty", None, 4.0, 86), ("GN", "penalty", None, 2.0, 50))
+    del killed["rows"][-1]
+    assert [line.method for line in summary(killed)] == ["CURE"]
 
 
 def test_every_share_has_the_interval_of_its_images():

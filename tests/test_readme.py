@@ -24,6 +24,10 @@ FIGURE = re.compile(
 TYPED = {
     "43.7%": "the CURE paper",
     "36.3%": "the CURE paper",
+    "41.1%": "the CURE paper",
+    "44.5%": "the CURE paper",
+    "99.6%": "the SGR paper",
+    "79.5%": "the SGR paper",
     "95%": "the default of wilson_interval",
     "5%": "the default of Detector",
     "5 MB": "test_wheel.py",
@@ -100,12 +104,22 @@ def test_a_product_with_a_short_covariance_is_cheaper():
 
 
 def test_first_order_agrees_with_double_backward_at_the_automatic_shift():
+    from penalty_gradients import SHIFTS, USUAL
+
     cosines = [
         row["cosine"]
         for row in results("shift")["rows"]
         if row["dtype"] == "float32" and math.isclose(row["shift"], _SHIFTS[torch.float32])
     ]
     assert min(cosines) >= 0.999
+    trained = [
+        row[mode]["cosine"][SHIFTS.index(USUAL)]
+        for row in results("experiments-batch-statistics")["rows"]
+        if row["kind"] == "explained" and row["method"] != "ReLU"
+        for mode in ("batch", "eval")
+    ]
+    assert len(trained) == 8
+    assert min(trained) >= 0.99
 
 
 def test_what_is_to_be_seen_in_the_demo():

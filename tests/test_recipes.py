@@ -36,7 +36,9 @@ def test_a_recipe_is_complete(name):
         options.penalties, (3, 32, 32), model=nn.Identity(), images=torch.rand(2, 3, 32, 32)
     ).penalty
     start = RECIPES[name].start
-    assert (penalty is None) == name.startswith(("clean-", "pgd-", "fgsm-rs-resnet18-"))
+    assert (penalty is None) == name.startswith(
+        ("clean-", "pgd-", "weak-pgd-", "fgsm-rs-resnet18-")
+    )
     assert (start is None) == ("cure" not in name)
     if start is not None:
         clean = options_of(start)
@@ -79,6 +81,10 @@ def test_sgr_standardizes_each_image_and_augments():
         options = options_of(f"sgr-{source}-carlini-cifar10")
         assert (options.per_image, options.crop, options.flip) == (True, 4, True)
         assert options.penalties[0]["source"] == source
+    for name, eps in {"weak-pgd": 4 / 255, "pgd": 8 / 255}.items():
+        options = options_of(f"{name}-carlini-cifar10")
+        assert (options.per_image, options.crop, options.flip) == (True, 4, True)
+        assert options.adversarial == {"name": "pgd", "eps": eps, "steps": 7}
 
 
 def test_weights_of_total_variation_and_lipschitz():

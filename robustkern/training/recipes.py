@@ -39,7 +39,14 @@ _CLEAN = {
     "weight_decay": 5e-4,
 }
 _CURE = {"epochs": 20, "optimizer": "adam", "lr": "0:0.0001,20:0.000001"}
-_SGR = {"per_image": True, "epochs": 50, "optimizer": "adam", "lr": "0:0.001,50:0"}
+_CARLINI = {
+    **_CIFAR10,
+    "model": "carlini",
+    "per_image": True,
+    "epochs": 50,
+    "optimizer": "adam",
+    "lr": "0:0.001,50:0",
+}
 
 
 def _cure(weight: str, h: str, name: str = "cure", **more: Any) -> dict[str, Any]:
@@ -48,7 +55,7 @@ def _cure(weight: str, h: str, name: str = "cure", **more: Any) -> dict[str, Any
 
 def _sgr(source: str, **more: Any) -> dict[str, Any]:
     penalty = {"name": "sgr", "weight": "1", "source": source, "standardize": "data", **more}
-    return {**_CIFAR10, "model": "carlini", **_SGR, "penalties": [penalty]}
+    return {**_CARLINI, "penalties": [penalty]}
 
 
 def _tv(tv: str, lipschitz: str | None = None, p: float = 2.0) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def _tv(tv: str, lipschitz: str | None = None, p: float = 2.0) -> dict[str, Any]
 
 
 def _pgd(eps: float) -> dict[str, Any]:
-    return {**_CLEAN, "adversarial": {"name": "pgd", "eps": eps, "steps": 7}}
+    return {"adversarial": {"name": "pgd", "eps": eps, "steps": 7}}
 
 
 _FGSM_RS = {"adversarial": {"name": "fgsm-rs", "eps": 8 / 255}}
@@ -74,7 +81,7 @@ RECIPES: dict[str, Recipe] = {
     "clean-resnet18-cifar10": Recipe({**_RESNET, **_CLEAN}),
     "clean-wideresnet28x10-cifar10": Recipe({**_WIDE, **_CLEAN}),
     "clean-resnet18-svhn": Recipe({**_RESNET_SVHN, **_CLEAN}),
-    "clean-carlini-cifar10": Recipe({**_CIFAR10, "model": "carlini", **_SGR}),
+    "clean-carlini-cifar10": Recipe(_CARLINI),
     "clean-resnext34-cifar10": Recipe({**_CIFAR10, "model": "resnext34", **_CLEAN}),
     "cure-resnet18-cifar10": Recipe({**_RESNET, **_cure("4", _RISE)}, "clean-resnet18-cifar10"),
     "anchored-cure-resnet18-cifar10": Recipe(
@@ -94,9 +101,11 @@ RECIPES: dict[str, Recipe] = {
     "tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.01", "0.1")),
     "medium-tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.1", "0.1")),
     "strong-tv-lipschitz-resnext34-cifar10": Recipe(_tv("0.1", "1")),
-    "pgd-resnet18-cifar10": Recipe({**_RESNET, **_pgd(8 / 255)}),
-    "pgd-wideresnet28x10-cifar10": Recipe({**_WIDE, **_pgd(8 / 255)}),
-    "pgd-resnet18-svhn": Recipe({**_RESNET_SVHN, **_pgd(12 / 255)}),
+    "pgd-resnet18-cifar10": Recipe({**_RESNET, **_CLEAN, **_pgd(8 / 255)}),
+    "pgd-wideresnet28x10-cifar10": Recipe({**_WIDE, **_CLEAN, **_pgd(8 / 255)}),
+    "pgd-resnet18-svhn": Recipe({**_RESNET_SVHN, **_CLEAN, **_pgd(12 / 255)}),
+    "weak-pgd-carlini-cifar10": Recipe({**_CARLINI, **_pgd(4 / 255)}),
+    "pgd-carlini-cifar10": Recipe({**_CARLINI, **_pgd(8 / 255)}),
     "fgsm-rs-resnet18-cifar10": Recipe({**_RESNET, **_CLEAN, **_FGSM_RS}),
     "fgsm-rs-cure-resnet18-cifar10": Recipe(
         {**_RESNET, **_cure("4", _RISE), **_FGSM_RS}, "clean-resnet18-cifar10"

@@ -122,9 +122,15 @@ def evolution(data: Data) -> str:
     ]
     quantities = ("squared Frobenius norm", "norm of Hz", "PGD accuracy")
     header = [f"{each}, {when} epoch" for each in quantities for when in ("first", "last")]
-    last = {name: each["frobenius_squared"][-1] for name, each in data["networks"].items()}
+    norms = {name: each["frobenius_squared"] for name, each in data["networks"].items()}
+    last = {name: each[-1] for name, each in norms.items()}
     claim = "robust training ends with less curvature"
-    return table(["network", *header], rows) + compared(last, claim, smaller=True)
+    fell = [name for name, each in norms.items() if each[-1] < each[0]]
+    return (
+        table(["network", *header], rows)
+        + compared(last, claim, smaller=True)
+        + f" From the first epoch to the last it fell in: {', '.join(fell) or 'none'}."
+    )
 
 
 def alignment(data: Data) -> str:

@@ -27,7 +27,6 @@ import shutil
 import statistics
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -423,16 +422,28 @@ def step_rows(setting: Setting, data: Dataset, names: list[str]) -> list[Row]:
     return rows
 
 
+def left(rows: list[Row], method: Method, seeds: int) -> tuple[int, list[int]]:
+    """How many searches, and the finals of which seeds, a method lacks; none after it failed."""
+    strengths, searches = len(method.grid), 0
+    for seed, most in enumerate((strengths, FINALISTS)):
+        strengths = min(strengths, most)
+        key = ("search", method.name, seed)
+        found = [r for r in rows if (r["kind"], r["method"], r.get("seed")) == key]
+        searches += strengths - len(found)
+        strengths -= sum("failed" in r for r in found)
+    done = {r["seed"] for r in rows if (r["kind"], r["method"]) == ("final", method.name)}
+    return searches, [seed for seed in range(seeds) if strengths and seed not in done]
+
+
 def announce(untrained: Bench, every: list[Method], results: Results, workers: int) -> None:
-    """Say how much there is left to do, from a few timed steps of each method."""
+    """Say how much is left to do, from a few timed steps; compiled methods' are left out."""
     setting = untrained.setting
-    done = Counter((row["kind"], row["method"]) for row in results.rows)
-    searches, finals = {}, {}
-    for m in every:
-        searches[m.name] = len(m.grid) + min(len(m.grid), FINALISTS) - done["search", m.name]
-        finals[m.name] = setting.seeds - done["final", m.name]
-    # The search's networks of the first two seeds are not trained again.
-    unseen = {name: min(left, max(setting.seeds - 2, 0)) for name, left in finals.items()}
+    lacking = {m.name: left(results.rows, m, setting.seeds) for m in every}
+    searches = {name: count for name, (count, _) in lacking.items()}
+    finals = {name: len(seeds) for name, (_, seeds) in lacking.items()}
+    # The search's networks, of the first two seeds, are not trained again.
+    unseen = {name: sum(seed > 1 for seed in seeds) for name, (_, seeds) in lacking.items()}
+    timed = {row["method"] for row in results.rows if row["kind"] == "step"}
     times = untrained.step_times([m.name for m in every], 1, compiled=False)
     plain = times["no penalty"][0][0] / setting.batch_size
     attacks = setting.pgd_steps * setting.test * len(setting.eps) * setting.restarts
@@ -443,7 +454,7 @@ def announce(untrained: Bench, every: list[Method], results: Results, workers: i
     for name, ((own, beside),) in times.items():
         steps = untrained.epochs(name) * setting.steps_per_epoch
         trainings += own * steps * (searches[name] + unseen[name])
-        if not done["step", name]:
+        if name not in timed:
             timing += (own + beside) * SPAN * setting.timing_rounds
     minutes = ((trainings + evaluations) / workers + timing) / 60
     print(
@@ -485,7 +496,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
-    only = ["no penalty", *arguments.only] if arguments.only else []
+    only = list(dict.fromkeys(["no penalty", *arguments.only])) if arguments.only else []
     begun = time.perf_counter()
     run(setting, data, results, arguments.workers, only)
     content = json.loads(path.read_text())

@@ -83,6 +83,19 @@ def summary(content: Content) -> list[Line]:
     return with_edge(sorted(lines, key=lambda line: line.cost))
 
 
+def diverged(content: Content) -> list[str]:
+    """The methods whose loss did not stay finite: with any strength, or in a final."""
+    stages: dict[tuple[str, str, int], list[bool]] = {}
+    for row in content["rows"]:
+        if row["kind"] != "step":
+            stage = (row["method"], row["kind"], row["seed"])
+            stages.setdefault(stage, []).append("failed" in row)
+    return sorted(
+        {method for (method, kind, _), failed in stages.items()
+         if (all(failed) if kind == "search" else any(failed))}
+    )  # fmt: skip
+
+
 def shared(counts: Sequence[int], images: int) -> Share:
     """From each seed's count of the same images."""
     count = statistics.mean(counts)

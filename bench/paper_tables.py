@@ -78,8 +78,8 @@ TABLES = {
         },
         times=True,
     ),
-    # Two figures under attack are of two strengths, the stronger one last; one alone is of the
-    # strength that was trained with.
+    # Two figures under attack are of two strengths, the stronger one last; one alone is, as we take
+    # it, of the strength that was trained with.
     "sgr": Table(
         "SGR, Roth et al. 2018: CIFAR-10, white box at two strengths of the paper's", 20, (4, 8),
         {

@@ -15,7 +15,7 @@ import experiments_page
 import experiments_why
 import papers_page
 from analysis_page import table
-from frontier_picture import at_an_end, claims, data_title, short, summary
+from frontier_picture import at_an_end, claims, data_title, diverged, short, summary
 
 from robustkern.evaluation import verdict
 
@@ -100,12 +100,13 @@ def step() -> str:
     results = read("cpu-step")
     if results is None:
         return NOT_MEASURED
-    ratios = {r["method"]: r["ratio"] for r in results["rows"] if r["group"].startswith("step|")}
-    faster = ratios["CURE authors"] / ratios["CURE"]
-    return (
-        steps(lambda kind: kind == "step")
-        + f"CURE is {faster:.2f} times as fast as in its authors' structure.\n\n"
-    )
+    text = steps(lambda kind: kind == "step")
+    for group, of_group in grouped(results["rows"]).items():
+        ratios = {r["method"]: r["ratio"] for r in of_group}
+        if group.startswith("step|") and {"CURE", "CURE authors"} <= set(ratios):
+            faster = ratios["CURE authors"] / ratios["CURE"]
+            text += f"CURE is {faster:.2f} times as fast as in its authors' structure.\n\n"
+    return text
 
 
 def other_steps() -> str:
@@ -383,6 +384,7 @@ def evaluation() -> str:
     fewer = [f"{name} on {samples[name]}" for name in attacks if samples[name] < whole]
     header = ["network", "clean", *attacks, "worst case", "median L2 distance (CW)", "warnings"]
     note = f" ({', '.join(fewer)})" if fewer else ""
+    raised = [f"- {each.network}: {w}\n" for each in verdict(report) for w in each.warnings]
     search = report["search"]
     weights = []
     for name, method in search["methods"].items():
@@ -394,7 +396,9 @@ def evaluation() -> str:
         f"than {report['radius']:g}; the worst case is over all attacks, image by image, with its "
         f"95% interval. Each penalty's weight is that whose network was right most often under "
         f"PGD-20 on {search['images']:,} held-out training images, one network a weight: "
-        f"{', '.join(weights)}. {made(results)}" + table(header, rows)
+        f"{', '.join(weights)}. {made(results)}"
+        + table(header, rows)
+        + ("Warnings:\n\n" + "".join(raised) + "\n" if raised else "")
     )
 
 
@@ -469,12 +473,10 @@ def frontier(name: str) -> Callable[[], str]:
         results = read(f"frontier-{name}")
         if results is None:
             return NOT_MEASURED
-        setting, rows = results["setting"], results["rows"]
+        setting = results["setting"]
         steps = setting["clean_epochs"] * -(-setting["train"] // setting["batch_size"])
-        lines = summary(results)
-        failed = {r["method"] for r in rows if "failed" in r} - {line.method for line in lines}
-        ends = at_an_end(results)
-        found = {line.method: line.strength for line in lines}
+        failed, ends = diverged(results), at_an_end(results)
+        found = {line.method: line.strength for line in summary(results)}
         agreed = all(found.get(name) == setting["combined_eps"] for name in ("FGSM-RS", "PGD-7"))
         where = f"../bench/results/frontier-{name}"
         return (
@@ -485,7 +487,7 @@ def frontier(name: str) -> Callable[[], str]:
             f"images, among those that cost at most {100 * setting['margin']:g} points of clean "
             f"accuracy. Attacks beside a penalty take eps {short(setting['combined_eps'])}"
             + (", as the search chose for FGSM-RS and PGD-7. " if agreed else ". ")
-            + (f"The loss of {', '.join(sorted(failed))} did not stay finite. " if failed else "")
+            + (f"The loss of {', '.join(failed)} did not stay finite. " if failed else "")
             + (f"At an end of the strengths tried: {', '.join(ends)}. " if ends else "")
             + made(results)
             + f"\n![PGD accuracy against cost]({where}.png)\n\n"

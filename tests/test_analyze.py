@@ -92,6 +92,13 @@ def test_the_page_of_the_docs_has_a_section_for_each_figure(checkpoints, tmp_pat
     assert shown.index("bounds-margin") < shown.index("bounds-curves")
     assert "with the paper: it is greater after robust training" in made["analysis_alignment"]
     assert "no network to compare run with" in made["analysis_evolution"]
+    courses = {"run": [2.0, 3.0, 1.0], "run-2": [1.0, 0.5, 1.5]}
+    networks = {
+        name: {"frobenius_squared": course, "sign_curvature": course, "accuracy": [0.5] * 3}
+        for name, course in courses.items()
+    }
+    text = page.evolution({"networks": networks})
+    assert "From the first epoch to the last it fell in: run." in text
     # Where nothing is found within most subspaces, and where nothing is to be divided by.
     found = {"networks": {"run": {"dims": [2, 4], "ratios": [[0.9, None, None], [1.0, 1.1, 1.2]]}}}
     assert "| run | inf | 1.10 |" in page.subspace(found)

@@ -235,10 +235,12 @@ def test_every_method_is_searched_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(
         frontier, "processes", lambda workers, *arguments: ThreadPoolExecutor(workers)
     )
-    monkeypatch.setattr(frontier, "step_rows", lambda *arguments: [])
+    timed = []
+    monkeypatch.setattr(frontier, "step_rows", lambda s, d, names: timed.extend(names) or [])
     x, y = torch.rand(6_600, 1, 2, 2), torch.arange(6_600) % 10
     results = frontier.Results(tmp_path / "f.json", MNIST, "")
     frontier.run(MNIST, Dataset("r", x, y, x, y), results, 1, ["no penalty", "GN", "LLR"])
+    assert timed == ["no penalty", "GN", "LLR"]
     gn = [(kind, strength, seed) for kind, method, strength, seed in asked if method == "GN"]
     grid = MNIST.grids["gn"]
     best, second = grid[-1], grid[-2]
@@ -295,24 +297,43 @@ def test_what_is_left_is_announced(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "step_times", step_times)
     results = frontier.Results(tmp_path / "f.json", MNIST, "")
 
+    def rows(kind, method, *seeds):
+        return [{"kind": kind, "method": method, "seed": seed} for seed in seeds]
+
     def announced():
         frontier.announce(bench, every, results, 1)
         return re.findall(r"\d+", capsys.readouterr().out)
 
     assert announced()[:4] == ["8", "2", "6", "1"]
-    search = [{"kind": "search", "method": "GN"}] * 6
-    final = [{"kind": "final", "method": "GN"}] * 2
-    results.append(*search, *final)
-    # Two networks of GN are measured; the one that is left is to be trained.
-    assert announced()[:3] == ["2", "2", "4"]
-    plain = [{"kind": "search", "method": "no penalty"}] * 2
-    plain += [{"kind": "final", "method": "no penalty"}] * 3
-    results.append(*plain, {"kind": "final", "method": "GN"})
+    results.append(*rows("search", "GN", 0, 0, 0, 0, 1, 1), *rows("final", "GN", 2, 1))
+    # The network of GN that is left to measure is one of the search.
+    assert announced()[:3] == ["2", "1", "4"]
+    results.append(*rows("search", "no penalty", 0, 1), *rows("final", "no penalty", 2, 1, 0))
+    results.append(*rows("final", "GN", 0))
     # Of each method a step and a plain one, in rounds, are left.
     seconds = (1 + 1 + 2 + 1) * frontier.SPAN * MNIST.timing_rounds
     assert announced() == ["0", "0", "0", "1", f"{seconds / 60:.0f}"]
     results.append({"kind": "step", "method": "no penalty"}, {"kind": "step", "method": "GN"})
     assert announced()[-1] == "0"
+
+
+def test_of_what_failed_nothing_is_left():
+    from frontier import left
+    from frontier_methods import Method
+
+    method = Method("GN", "penalty", grid=(1.0, 2.0, 3.0))
+
+    def rows(seed, *failed):
+        row = {"kind": "search", "method": "GN", "seed": seed}
+        return [{**row, "failed": "the loss"} if each else row for each in failed]
+
+    first = rows(0, True, False, True)
+    assert left(first[:2], method, 3) == (3, [0, 1, 2])
+    assert left(first, method, 3) == (1, [0, 1, 2])
+    assert left(rows(0, True, True, True), method, 3) == (0, [])
+    assert left([*first, *rows(1, True)], method, 3) == (0, [])
+    measured = {"kind": "final", "method": "GN", "seed": 1}
+    assert left([*first, *rows(1, False), measured], method, 3) == (0, [0, 2])
 
 
 def test_a_step_is_timed_beside_a_plain_one(monkeypatch):
@@ -480,6 +501,20 @@ def test_numbers_in_the_picture_do_not_lie_on_each_other(tmp_path, monkeypatch):
     boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
     assert len(boxes) == 10
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_only_what_left_nothing_to_measure_is_said_to_have_failed():
+    from frontier_picture import diverged
+
+    def row(method, kind, seed, failed):
+        return {"method": method, "kind": kind, "seed": seed, **({"failed": "x"} if failed else {})}
+
+    rows = [row("GN", "search", 0, True), row("GN", "search", 0, False)]
+    rows += [row("GN", "final", seed, False) for seed in range(3)]
+    rows += [row("LLR", "search", 0, False), row("LLR", "search", 1, True)]
+    rows += [row("SGR", "final", 0, False), row("SGR", "final", 1, True)]
+    rows.append({"method": "GN", "kind": "step"})
+    assert diverged({"rows": rows}) == ["LLR", "SGR"]
 
 
 def test_the_table_has_the_intervals():

@@ -122,6 +122,16 @@ def test_first_order_agrees_with_double_backward_at_the_automatic_shift():
     assert min(trained) >= 0.99
 
 
+def test_the_evaluations_weights_are_the_most_robust_of_those_tried():
+    (report,) = results("evaluation-mnist")["rows"]
+    for name, method in report["search"]["methods"].items():
+        found = {float(weight): value for weight, value in method["accuracies"].items()}
+        best, ends = method["best"], (min(found), max(found))
+        assert found[best] == max(found.values())
+        end = ", an end" if best in ends else ""
+        assert f"{name} {best:g} (of {ends[0]:g} to {ends[1]:g}{end})" in README
+
+
 def test_what_is_to_be_seen_in_the_demo():
     rows = {row["method"]: row for row in results("demo")["results"]}
     clean = {name: row["accuracy"]["clean"] for name, row in rows.items()}

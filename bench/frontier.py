@@ -422,7 +422,7 @@ def step_rows(setting: Setting, data: Dataset, names: list[str]) -> list[Row]:
     return rows
 
 
-def left(rows: list[Row], method: Method, seeds: int) -> tuple[int, list[int]]:
+def unfinished(rows: list[Row], method: Method, seeds: int) -> tuple[int, list[int]]:
     """How many searches, and the finals of which seeds, a method lacks; none after it failed."""
     strengths, searches = len(method.grid), 0
     for seed, most in enumerate((strengths, FINALISTS)):
@@ -438,7 +438,7 @@ def left(rows: list[Row], method: Method, seeds: int) -> tuple[int, list[int]]:
 def announce(untrained: Bench, every: list[Method], results: Results, workers: int) -> None:
     """Say how much is left to do, from a few timed steps; compiled methods' are left out."""
     setting = untrained.setting
-    lacking = {m.name: left(results.rows, m, setting.seeds) for m in every}
+    lacking = {m.name: unfinished(results.rows, m, setting.seeds) for m in every}
     searches = {name: count for name, (count, _) in lacking.items()}
     finals = {name: len(seeds) for name, (_, seeds) in lacking.items()}
     # The search's networks, of the first two seeds, are not trained again.

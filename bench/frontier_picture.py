@@ -84,7 +84,7 @@ def summary(content: Content) -> list[Line]:
 
 
 def diverged(content: Content) -> list[str]:
-    """The methods whose loss did not stay finite: with any strength, or in a final."""
+    """The methods whose loss did not stay finite with all strengths of a search, or in a final."""
     stages: dict[tuple[str, str, int], list[bool]] = {}
     for row in content["rows"]:
         if row["kind"] != "step":

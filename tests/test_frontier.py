@@ -318,7 +318,7 @@ def test_what_is_left_is_announced(tmp_path, monkeypatch, capsys):
 
 
 def test_of_what_failed_nothing_is_left():
-    from frontier import left
+    from frontier import unfinished
     from frontier_methods import Method
 
     method = Method("GN", "penalty", grid=(1.0, 2.0, 3.0))
@@ -328,12 +328,12 @@ def test_of_what_failed_nothing_is_left():
         return [{**row, "failed": "the loss"} if each else row for each in failed]
 
     first = rows(0, True, False, True)
-    assert left(first[:2], method, 3) == (3, [0, 1, 2])
-    assert left(first, method, 3) == (1, [0, 1, 2])
-    assert left(rows(0, True, True, True), method, 3) == (0, [])
-    assert left([*first, *rows(1, True)], method, 3) == (0, [])
+    assert unfinished(first[:2], method, 3) == (3, [0, 1, 2])
+    assert unfinished(first, method, 3) == (1, [0, 1, 2])
+    assert unfinished(rows(0, True, True, True), method, 3) == (0, [])
+    assert unfinished([*first, *rows(1, True)], method, 3) == (0, [])
     measured = {"kind": "final", "method": "GN", "seed": 1}
-    assert left([*first, *rows(1, False), measured], method, 3) == (0, [0, 2])
+    assert unfinished([*first, *rows(1, False), measured], method, 3) == (0, [0, 2])
 
 
 def test_a_step_is_timed_beside_a_plain_one(monkeypatch):
